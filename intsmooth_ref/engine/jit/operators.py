@@ -1,0 +1,234 @@
+"""The operators as Numba kernels: loops over int32 accumulators and int64 products, no floating-point instruction.
+
+Every kernel writes into `out`, whose dtype is the layer's; `x` is C-contiguous. `multiplier` and `shift` are int64 with
+one entry per output channel. What an operator means is said in `reference.py`; here stands only how the loops run.
+Scalars are cast explicitly because Numba and NumPy promote mixed integers differently.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...compilation import kernel
+
+#: Codes of the requantization: an index into `fixedpoint.ROUNDING_MODES`, or this for the bare accumulator.
+BARE_ACCUMULATOR = -1
+SINGLE_ROUNDING = 0
+
+
+@kernel
+def requantized(accumulator, multiplier, shift, rounding):
+    """Equations (2) and (3) of `fixedpoint` for one accumulator; all arguments int64 but the code."""
+    one = np.int64(1)
+    if rounding == SINGLE_ROUNDING:
+        return (accumulator * multiplier + (one << (shift - one))) >> shift
+    left = max(np.int64(31) - shift, np.int64(0))
+    right = max(shift - np.int64(31), np.int64(0))
+    high = ((accumulator << left) * multiplier + (one << np.int64(30))) >> np.int64(31)
+    mask = (one << right) - one
+    threshold = mask >> one
+    if high < 0:
+        threshold += one
+    result = high >> right
+    if (high & mask) > threshold:
+        result += one
+    return result
+
+
+@kernel
+def store(accumulator, multiplier, shift, rounding, output, out):
+    """Write one pixel's accumulators `(C,)` as 8 bits, or as they are."""
+    zero_point, minimum, maximum = output
+    if rounding == BARE_ACCUMULATOR:
+        for c in range(out.size):
+            out[c] = accumulator[c]
+    else:
+        for c in range(out.size):
+            q = zero_point + requantized(np.int64(accumulator[c]), multiplier[c], shift[c], rounding)
+            out[c] = min(max(q, minimum), maximum)
+
+
+@kernel
+def input_quantization(x, multiplier, shift, rounding, output, out):
+    """`x` int32 and `out` are `(N, elements)`."""
+    zero_point, minimum, maximum = output
+    for n in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            q = zero_point + requantized(np.int64(x[n, i]), multiplier[0], shift[0], rounding)
+            out[n, i] = min(max(q, minimum), maximum)
+
+
+@kernel
+def requantize(x, input_zero, multiplier, shift, rounding, output, out):
+    """`x` and `out` are `(rows, C)`."""
+    zero_point, minimum, maximum = output
+    for n in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            q = requantized(np.int64(x[n, c]) - input_zero, multiplier[c], shift[c], rounding)
+            out[n, c] = min(max(zero_point + q, minimum), maximum)
+
+
+@kernel
+def accumulate(patch, weights, bias, accumulator):
+    """`accumulator[o] = bias[o] + sum_k patch[k] * weights[o, k]`; both int16, so that pairs multiply in one step."""
+    for o in range(weights.shape[0]):
+        row = weights[o]
+        total = bias[o]
+        for k in range(patch.size):
+            total += np.int32(np.int32(patch[k]) * np.int32(row[k]))
+        accumulator[o] = total
+
+
+@kernel
+def gather(x, input_zero, top, left, dilation, patch):
+    """One window of one image `x` `(H, W, C)`, less its zero point, to `patch` int16 `(G, KH, KW, C / G)`.
+
+    What falls into the padding reads the zero point, that is, 0.
+    """
+    height, width, _ = x.shape
+    groups, kernel_height, kernel_width, depth = patch.shape
+    for kh in range(kernel_height):
+        ih = top + kh * dilation[0]
+        for kw in range(kernel_width):
+            iw = left + kw * dilation[1]
+            inside = 0 <= ih and ih < height and 0 <= iw and iw < width
+            for g in range(groups):
+                for i in range(depth):
+                    patch[g, kh, kw, i] = np.int32(x[ih, iw, g * depth + i]) - input_zero if inside else np.int32(0)
+
+
+@kernel
+def conv2d(x, input_zero, weights, bias, multiplier, shift, rounding, output, strides, corner, dilation, patch, out):
+    """`weights` int16 `(O, K)`, `corner` the padding `(top, left)`, `patch` int16 scratch `(G, KH, KW, C / G)`."""
+    groups = patch.shape[0]
+    flat = patch.reshape(groups, weights.shape[1])
+    share = weights.shape[0] // groups
+    accumulator = np.empty(weights.shape[0], np.int32)
+    for n in range(x.shape[0]):
+        for oh in range(out.shape[1]):
+            for ow in range(out.shape[2]):
+                gather(x[n], input_zero, oh * strides[0] - corner[0], ow * strides[1] - corner[1], dilation, patch)
+                for g in range(groups):
+                    part = slice(g * share, (g + 1) * share)
+                    accumulate(flat[g], weights[part], bias[part], accumulator[part])
+                store(accumulator, multiplier, shift, rounding, output, out[n, oh, ow])
+
+
+@kernel
+def linear(x, input_zero, weights, bias, multiplier, shift, rounding, output, out):
+    """`weights` int16 `(O, I)`."""
+    accumulator = np.empty(weights.shape[0], np.int32)
+    centred = np.empty(weights.shape[1], np.int16)
+    for n in range(x.shape[0]):
+        for i in range(centred.size):
+            centred[i] = np.int32(x[n, i]) - input_zero
+        accumulate(centred, weights, bias, accumulator)
+        store(accumulator, multiplier, shift, rounding, output, out[n])
+
+
+@kernel
+def add(a, b, zero_points, multiplier, shift, output, out):
+    """All flat; `multiplier` int64 `(2,)`."""
+    zero_point, minimum, maximum = output
+    half = np.int64(1) << (shift - np.int64(1))
+    for i in range(out.size):
+        first = (np.int64(a[i]) - zero_points[0]) * multiplier[0]
+        second = (np.int64(b[i]) - zero_points[1]) * multiplier[1]
+        q = zero_point + ((first + second + half) >> shift)
+        out[i] = min(max(q, minimum), maximum)
+
+
+@kernel
+def max_pool(x, kernel_shape, strides, corner, out):
+    samples, height, width, channels = x.shape
+    for n in range(samples):
+        for oh in range(out.shape[1]):
+            for ow in range(out.shape[2]):
+                top, left = oh * strides[0] - corner[0], ow * strides[1] - corner[1]
+                rows = range(max(top, 0), min(top + kernel_shape[0], height))
+                columns = range(max(left, 0), min(left + kernel_shape[1], width))
+                pixel = out[n, oh, ow]
+                pixel[:] = x[n, max(top, 0), max(left, 0)]
+                for ih in rows:
+                    for iw in columns:
+                        for c in range(channels):
+                            pixel[c] = max(pixel[c], x[n, ih, iw, c])
+
+
+@kernel
+def average_pool(x, padding_value, kernel_shape, strides, corner, count_include_pad, out):
+    samples, height, width, channels = x.shape
+    area = kernel_shape[0] * kernel_shape[1]
+    total = np.empty(channels, np.int32)
+    for n in range(samples):
+        for oh in range(out.shape[1]):
+            for ow in range(out.shape[2]):
+                top, left = oh * strides[0] - corner[0], ow * strides[1] - corner[1]
+                rows = range(max(top, 0), min(top + kernel_shape[0], height))
+                columns = range(max(left, 0), min(left + kernel_shape[1], width))
+                inside = len(rows) * len(columns)
+                total[:] = np.int32((area - inside) * padding_value) if count_include_pad else np.int32(0)
+                count = area if count_include_pad else inside
+                for ih in rows:
+                    for iw in columns:
+                        for c in range(channels):
+                            total[c] += np.int32(x[n, ih, iw, c])
+                for c in range(channels):
+                    out[n, oh, ow, c] = (2 * np.int64(total[c]) + count) // (2 * count)
+
+
+@kernel
+def global_average_pool(x, input_zero, multiplier, shift, rounding, output, out):
+    """`x` is `(N, H * W, C)`."""
+    accumulator = np.empty(x.shape[2], np.int32)
+    for n in range(x.shape[0]):
+        accumulator[:] = np.int32(0)
+        for i in range(x.shape[1]):
+            for c in range(x.shape[2]):
+                accumulator[c] += np.int32(x[n, i, c]) - input_zero
+        store(accumulator, multiplier, shift, rounding, output, out[n])
+
+
+@kernel
+def clamp(x, minimum, maximum, out):
+    """All flat."""
+    for i in range(out.size):
+        out[i] = min(max(np.int64(x[i]), minimum), maximum)
+
+
+@kernel
+def pad(x, value, corner, out):
+    _, height, width, _ = x.shape
+    out[:] = value
+    out[:, corner[0] : corner[0] + height, corner[1] : corner[1] + width] = x
+
+
+@kernel
+def lookup_table(x, offset, table, out):
+    """All flat; `table` holds the output's dtype."""
+    for i in range(out.size):
+        out[i] = table[np.int64(x[i]) - offset]
+
+
+@kernel
+def softmax(x, table, zero_point, maximum, out):
+    """`x` and `out` are `(rows, C)`; `table` int64."""
+    for n in range(x.shape[0]):
+        largest = np.int64(x[n].max())
+        total = np.int64(0)
+        for c in range(x.shape[1]):
+            total += table[largest - np.int64(x[n, c])]
+        for c in range(x.shape[1]):
+            term = table[largest - np.int64(x[n, c])]
+            q = zero_point + (np.int64(512) * term + total) // (np.int64(2) * total)
+            out[n, c] = min(q, maximum)
+
+
+@kernel
+def arg_max(x, out):
+    for n in range(x.shape[0]):
+        best = 0
+        for c in range(1, x.shape[1]):
+            if x[n, c] > x[n, best]:
+                best = c
+        out[n] = best

@@ -1,0 +1,25 @@
+"""The typed errors of the package: each message says what was found, what was expected, and where."""
+
+
+class IntsmoothError(Exception):
+    """Base of every error that a wrong input causes; the command line prints it as one line."""
+
+
+class ArithmeticRangeError(IntsmoothError):
+    """An integer, a multiplier or a probability lies outside the range in which the arithmetic is exact."""
+
+
+class ModelFormatError(IntsmoothError):
+    """A model, or the file that holds it, breaks a rule of the model format."""
+
+
+class DatasetError(IntsmoothError):
+    """A dataset, or the file that holds it, cannot be used as it stands."""
+
+
+class ParameterError(IntsmoothError):
+    """A parameter of a run (sigma, n, alpha, an index, ...) is impossible or of no use."""
+
+
+class ResultFileError(IntsmoothError):
+    """A file of results cannot be written, or does not belong to the run that is to be resumed."""

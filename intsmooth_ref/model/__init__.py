@@ -1,0 +1,1 @@
+"""The integer model: layers as data, the proof that every integer stays in range, the file format, the fingerprint."""

@@ -1,0 +1,46 @@
+"""`IntegerModel`: layers in one validated, acyclic graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Mapping
+
+from .layers import ArgMax, InputQuantization, Layer
+from .proof import TensorProof, prove
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerModel:
+    """A network of integers, proven when it is made.
+
+    Each layer reads only layers before it, so the graph has no cycle. The first is the model's `InputQuantization`, the
+    only one; the last is its output: an `ArgMax`, or scores `(classes,)` of which the largest decides, the lowest
+    index winning a tie.
+
+    Raises:
+        ModelFormatError: which layer breaks which rule, what was found and what was expected.
+    """
+
+    layers: tuple[Layer, ...]
+    class_names: tuple[str, ...] = ()
+    provenance: str = ""
+    proofs: Mapping[str, TensorProof] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "proofs", prove(self.layers, self.class_names))
+
+    @property
+    def input(self) -> InputQuantization:
+        first = self.layers[0]
+        assert isinstance(first, InputQuantization)  # proven
+        return first
+
+    @property
+    def output(self) -> Layer:
+        return self.layers[-1]
+
+    @property
+    def classes(self) -> int:
+        """How many classes the model tells apart."""
+        scores = self.output.inputs[0] if isinstance(self.output, ArgMax) else self.output.name
+        return self.proofs[scores].shape[0]
