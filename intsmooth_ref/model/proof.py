@@ -71,7 +71,8 @@ class TensorProof:
         shape: without the batch dimension.
         dtype, scale, zero_point: `real = scale * (q - zero_point)`.
         minimum, maximum: an interval that contains every value.
-        accumulator: an interval that contains the accumulator and every partial sum of it, None where there is none.
+        accumulator: an interval that contains the accumulator and its partial sums from the bias on, None where there
+            is none.
     """
 
     shape: tuple[int, ...]
@@ -272,7 +273,7 @@ def _(layer: InputQuantization) -> TensorProof:
 
 
 def _matrix_bounds(weights: np.ndarray, bias: np.ndarray, source: TensorProof) -> list[tuple[int, int]]:
-    """Per row of `weights` `(O, K)`: an interval of `bias + sum_k w_k x_k`, of every partial sum too.
+    """Per row of `weights` `(O, K)`: the interval of `bias + sum_k w_k x_k`, and of every partial sum from the bias on.
 
     Each `x = q - zero_point` lies in an interval that is widened to contain 0, so leaving terms out stays inside.
     """
@@ -281,7 +282,7 @@ def _matrix_bounds(weights: np.ndarray, bias: np.ndarray, source: TensorProof) -
     positive = np.where(weights > 0, weights, 0).sum(axis=1, dtype=np.int64).tolist()
     negative = np.where(weights < 0, weights, 0).sum(axis=1, dtype=np.int64).tolist()
     return [
-        (min(b, 0) + p * low + n * high, max(b, 0) + p * high + n * low)
+        (b + p * low + n * high, b + p * high + n * low)
         for b, p, n in zip(bias.tolist(), positive, negative)
     ]
 

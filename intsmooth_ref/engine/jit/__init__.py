@@ -85,12 +85,12 @@ def _(layer: Conv2D, sources: Sources) -> Compute:
     weights = layer.weights.reshape(outputs, -1).astype(np.int16)
     window = ((kernel_height - 1) * layer.dilation[0] + 1, (kernel_width - 1) * layer.dilation[1] + 1)
     constants = (np.int32(sources[0].zero_point), weights, layer.bias, *_rounding(layer.requantization, outputs))
-    geometry = (layer.strides, (layer.padding[0], layer.padding[2]), layer.dilation)
-    patch_shape = (layer.groups, *layer.weights.shape[1:])
+    geometry = ((kernel_height, kernel_width), layer.strides, (layer.padding[0], layer.padding[2]), layer.dilation,
+                layer.groups)  # fmt: skip
 
     def compute(x: np.ndarray) -> np.ndarray:
         out = np.empty((*_window_shape(x, window, layer), outputs), layer.output.dtype)
-        operators.conv2d(x, *constants, _clamped(layer.output), *geometry, np.empty(patch_shape, np.int16), out)
+        operators.conv2d(x, *constants, _clamped(layer.output), *geometry, out)
         return out
 
     return compute

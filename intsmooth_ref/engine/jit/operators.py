@@ -2,7 +2,8 @@
 
 Every kernel writes into `out`, whose dtype is the layer's; `x` is C-contiguous. `multiplier` and `shift` are int64 with
 one entry per output channel. What an operator means is said in `reference.py`; here stands only how the loops run.
-Scalars are cast explicitly because Numba and NumPy promote mixed integers differently.
+Scalars are cast explicitly because Numba and NumPy promote mixed integers differently. Arrays are copied element by
+element: Numba's slice assignment carries an error message whose formatting uses floats.
 """
 
 from __future__ import annotations
@@ -80,37 +81,42 @@ def accumulate(patch, weights, bias, accumulator):
 
 
 @kernel
-def gather(x, input_zero, top, left, dilation, patch):
-    """One window of one image `x` `(H, W, C)`, less its zero point, to `patch` int16 `(G, KH, KW, C / G)`.
+def gather(x, input_zero, top, left, kernel_shape, dilation, patch):
+    """One window of one image `x` `(H, W, C)`, less its zero point, to `patch` int16 `(G, KH * KW * C / G)`.
 
     What falls into the padding reads the zero point, that is, 0.
     """
-    height, width, _ = x.shape
-    groups, kernel_height, kernel_width, depth = patch.shape
-    for kh in range(kernel_height):
+    height, width, channels = x.shape
+    groups = patch.shape[0]
+    depth = channels // groups
+    for kh in range(kernel_shape[0]):
         ih = top + kh * dilation[0]
-        for kw in range(kernel_width):
+        for kw in range(kernel_shape[1]):
             iw = left + kw * dilation[1]
             inside = 0 <= ih and ih < height and 0 <= iw and iw < width
+            first = (kh * kernel_shape[1] + kw) * depth
             for g in range(groups):
+                taps = patch[g, first : first + depth]
                 for i in range(depth):
-                    patch[g, kh, kw, i] = np.int32(x[ih, iw, g * depth + i]) - input_zero if inside else np.int32(0)
+                    taps[i] = np.int32(x[ih, iw, g * depth + i]) - input_zero if inside else np.int32(0)
 
 
 @kernel
-def conv2d(x, input_zero, weights, bias, multiplier, shift, rounding, output, strides, corner, dilation, patch, out):
-    """`weights` int16 `(O, K)`, `corner` the padding `(top, left)`, `patch` int16 scratch `(G, KH, KW, C / G)`."""
-    groups = patch.shape[0]
-    flat = patch.reshape(groups, weights.shape[1])
+def conv2d(
+    x, input_zero, weights, bias, multiplier, shift, rounding, output, kernel_shape, strides, corner, dilation, groups, out
+):
+    """`weights` int16 `(O, KH * KW * I / groups)`, `corner` the padding `(top, left)`."""
     share = weights.shape[0] // groups
+    patch = np.empty((groups, weights.shape[1]), np.int16)
     accumulator = np.empty(weights.shape[0], np.int32)
     for n in range(x.shape[0]):
         for oh in range(out.shape[1]):
             for ow in range(out.shape[2]):
-                gather(x[n], input_zero, oh * strides[0] - corner[0], ow * strides[1] - corner[1], dilation, patch)
+                top, left = oh * strides[0] - corner[0], ow * strides[1] - corner[1]
+                gather(x[n], input_zero, top, left, kernel_shape, dilation, patch)
                 for g in range(groups):
                     part = slice(g * share, (g + 1) * share)
-                    accumulate(flat[g], weights[part], bias[part], accumulator[part])
+                    accumulate(patch[g], weights[part], bias[part], accumulator[part])
                 store(accumulator, multiplier, shift, rounding, output, out[n, oh, ow])
 
 
@@ -147,12 +153,13 @@ def max_pool(x, kernel_shape, strides, corner, out):
                 top, left = oh * strides[0] - corner[0], ow * strides[1] - corner[1]
                 rows = range(max(top, 0), min(top + kernel_shape[0], height))
                 columns = range(max(left, 0), min(left + kernel_shape[1], width))
-                pixel = out[n, oh, ow]
-                pixel[:] = x[n, max(top, 0), max(left, 0)]
+                first = x[n, max(top, 0), max(left, 0)]
+                for c in range(channels):
+                    out[n, oh, ow, c] = first[c]
                 for ih in rows:
                     for iw in columns:
                         for c in range(channels):
-                            pixel[c] = max(pixel[c], x[n, ih, iw, c])
+                            out[n, oh, ow, c] = max(out[n, oh, ow, c], x[n, ih, iw, c])
 
 
 @kernel
@@ -198,9 +205,13 @@ def clamp(x, minimum, maximum, out):
 
 @kernel
 def pad(x, value, corner, out):
-    _, height, width, _ = x.shape
+    samples, height, width, channels = x.shape
     out[:] = value
-    out[:, corner[0] : corner[0] + height, corner[1] : corner[1] + width] = x
+    for n in range(samples):
+        for h in range(height):
+            for w in range(width):
+                for c in range(channels):
+                    out[n, corner[0] + h, corner[1] + w, c] = x[n, h, w, c]
 
 
 @kernel
