@@ -106,7 +106,7 @@ def test_the_accumulator_interval_is_reached_by_an_actual_input():
         (after_input(replace(CONV, weights=np.ones((3, 0, 2, 2), np.int8))), "has 0 elements"),
         (after_input(replace(CONV, bias=np.zeros(2, np.int32))), "has 2 biases; expected 3"),
         (after_input(replace(CONV, bias=np.full(3, 2**31 - 2000, np.int32))),
-         r"worst-case accumulator of 0 .. 2147483688 in channel 0; expected -2147483648 .. 2147483647"),
+         r"worst-case accumulator of 2147481648 .. 2147483688 in channel 0; expected -2147483648 .. 2147483647"),
         (after_input(replace(CONV, groups=2)), "has 2 groups for 2 input and 3 output channels"),
         (after_input(replace(CONV, groups=0)), "has 0 groups"),
         (after_input(replace(CONV, weights=np.ones((3, 2, 2, 1), np.int8))), "has weights of depth 1; expected 2"),

@@ -1,0 +1,166 @@
+"""Votes depend on addresses alone; a certificate is what its votes say, and says so or abstains."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from intsmooth_ref.certify.radius import radius_sq
+from intsmooth_ref.certify.smoothing import ABSTAIN, SmoothedClassifier, exact_rational
+from intsmooth_ref.compilation import numba_available
+from intsmooth_ref.errors import DatasetError, ParameterError
+from intsmooth_ref.model.graph import IntegerModel
+from intsmooth_ref.model.layers import Flatten, InputQuantization, Linear, Quantization, Requantization
+from intsmooth_ref.noise.distributions import discrete_gaussian
+from intsmooth_ref.noise.sampler import ESTIMATION, SELECTION, noise_table, sample
+
+ENGINES = ["reference", *(["jit"] if numba_available() else [])]
+
+
+def threshold_model(threshold=128):
+    """Two classes of 3x3 images: 1 where the sum of the pixels exceeds nine times the threshold, else 0.
+
+    Noisy pixels from -384 to 384 are kept exactly, at half resolution.
+    """
+    output = Quantization.full_range("int8", Fraction(1), -64)
+    return IntegerModel(
+        (
+            InputQuantization(name="input", shape=(3, 3, 1), requantization=Requantization.of((2**30, 31)),
+                              output=output),
+            Flatten(name="flat", inputs=("input",)),
+            Linear(name="scores", inputs=("flat",), weights=np.array([[0] * 9, [1] * 9], np.int8),
+                   bias=np.array([0, -9 * threshold // 2], np.int32),
+                   output=Quantization.full_range("int32", Fraction(1), 0)),
+        )
+    )  # fmt: skip
+
+
+def flat_image(level):
+    return np.full((3, 3, 1), level, np.uint8)
+
+
+def classes_by_hand(image, noise, threshold=128):
+    """What `threshold_model` computes, from its description, in Python integers."""
+    result = []
+    for row in noise.tolist():
+        halves = [min(max((pixel + z + 1) // 2 - 64, -128), 127) for pixel, z in zip(image.reshape(-1).tolist(), row)]
+        result.append(int(sum(half + 64 for half in halves) > 9 * threshold // 2))
+    return result
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_votes_are_the_classes_of_pixels_plus_addressed_noise(engine):
+    image = flat_image(140)
+    classifier = SmoothedClassifier(threshold_model(), "0.1", seed=2**64 - 1, engine=engine, threads=2, batch=7)
+    table = noise_table(discrete_gaussian(Fraction(255, 10)))
+    noise = sample(table, 2**64 - 1, 5, ESTIMATION, 0, 100, 9)
+    expected = np.bincount(classes_by_hand(image, noise), minlength=2).tolist()
+    assert classifier.votes(image, 100, stage=ESTIMATION, index=5).tolist() == expected
+    assert 0 < expected[0] < 100
+
+
+@pytest.mark.parametrize("index", [0, 1, 2**32 - 1])
+def test_engine_threads_and_batch_change_no_vote(index):
+    found = set()
+    for engine in ENGINES:
+        for threads, batch in ((1, 100), (1, 1), (3, 7), (2, 300)):
+            classifier = SmoothedClassifier(threshold_model(), "0.25", seed=7, engine=engine, threads=threads,
+                                            batch=batch)  # fmt: skip
+            found.add(classifier.certify(flat_image(150), 30, 200, index=index))
+    assert len(found) == 1
+
+
+def test_a_certificate_is_the_radius_of_its_votes():
+    classifier = SmoothedClassifier(threshold_model(), sigma_levels="63.75", seed=3, engine="reference")
+    certificate = classifier.certify(flat_image(200), 20, 500, "0.01")
+    assert certificate.prediction == 1 and sum(certificate.estimation_votes) == 500
+    level = Fraction(1, 100) - 500 * 9 * noise_table(discrete_gaussian(Fraction(255, 4))).total_variation
+    assert 0 < Fraction(1, 100) - level < Fraction(1, 10**60)
+    assert certificate.radius_sq == radius_sq(certificate.estimation_votes[1], 500, level, Fraction(255, 4)) > 0
+
+
+def test_selection_and_estimation_see_different_noise():
+    classifier = SmoothedClassifier(threshold_model(), "0.25", seed=3, engine="reference")
+    votes = [classifier.votes(flat_image(130), 64, stage=stage, index=0).tolist() for stage in (SELECTION, ESTIMATION)]
+    table = noise_table(discrete_gaussian(Fraction(255, 4)))
+    assert not np.array_equal(sample(table, 3, 0, SELECTION, 0, 64, 9), sample(table, 3, 0, ESTIMATION, 0, 64, 9))
+    assert votes[0] != votes[1]
+
+
+def test_a_tie_abstains_with_radius_zero():
+    classifier = SmoothedClassifier(threshold_model(), "0.25", seed=3, engine="reference")
+    image = flat_image(128)
+    certificate = classifier.certify(image, 20, 200)
+    assert (certificate.prediction, certificate.radius_sq, certificate.radius) == (ABSTAIN, 0, "0.000000")
+    assert classifier.predict(image, 200).prediction == ABSTAIN
+    assert classifier.predict(flat_image(200), 200).prediction == 1
+
+
+def test_the_radius_never_exceeds_the_true_one():
+    """The class flips where the mean reaches the threshold: at `||delta||**2 = 9 * distance**2` and no farther."""
+    classifier = SmoothedClassifier(threshold_model(), "0.1", seed=11, engine="reference")
+    for level in (135, 140, 150, 160):
+        certificate = classifier.certify(flat_image(level), 50, 2000)
+        if certificate.prediction == 1:
+            assert certificate.radius_sq < 9 * (level - 128 + 1) ** 2
+
+
+def test_a_seed_is_drawn_where_none_is_given():
+    seeds = {SmoothedClassifier(threshold_model(), "0.25", engine="reference").seed for _ in range(4)}
+    assert len(seeds) == 4 and all(0 <= seed < 2**64 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.1, Fraction(1, 10)), ("1e-3", Fraction(1, 1000)), ("51/4", Fraction(51, 4)), (2, Fraction(2))],
+)
+def test_numbers_are_taken_as_they_are_written(value, expected):
+    assert exact_rational(value, "alpha") == expected
+
+
+@pytest.mark.parametrize("value", ["", "x", "1/0", float("nan"), float("inf"), None])
+def test_what_is_no_number_is_refused(value):
+    with pytest.raises(ParameterError, match="alpha .*expected a number"):
+        exact_rational(value, "alpha")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "either sigma .* or sigma_levels"),
+        ({"sigma": 1, "sigma_levels": 1}, "not both"),
+        ({"sigma": 0}, "1/4"),
+        ({"sigma_levels": 1025}, "1024"),
+        ({"sigma": "0.25", "threads": 0}, "threads 0: expected 1 to"),
+        ({"sigma": "0.25", "batch": 0}, "batch 0: expected 1 to"),
+        ({"sigma": "0.25", "engine": "gpu"}, "engine 'gpu': expected one of auto, jit, reference"),
+    ],
+)
+def test_impossible_parameters_are_refused(arguments, message):
+    with pytest.raises(ParameterError, match=message):
+        SmoothedClassifier(threshold_model(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"n": 9}, ParameterError, "9 samples cannot certify anything at alpha = 0.001.*at least 10"),
+        ({"n0": 0}, ParameterError, "0 samples: expected at least 1"),
+        ({"alpha": 0}, ParameterError, "alpha 0: expected a probability strictly between"),
+        ({"alpha": "1e-90"}, ParameterError, "less than the sampler's own error"),
+        ({"index": 2**32}, ParameterError, "4294967296"),
+        ({"n": 2**32 + 1}, ParameterError, "429496729"),
+        ({"image": np.zeros((3, 3, 1), np.int32)}, DatasetError, r"image 0: found int32 \(3, 3, 1\), expected uint8"),
+        ({"image": np.zeros((3, 3), np.uint8)}, DatasetError, r"found uint8 \(3, 3\), expected uint8 \(3, 3, 1\)"),
+        ({"image": [[0]]}, DatasetError, "found list"),
+    ],
+)
+def test_what_cannot_be_certified_is_refused_before_it_begins(arguments, error, message):
+    classifier = SmoothedClassifier(threshold_model(), "0.25", seed=1, engine="reference")
+    with pytest.raises(error, match=message):
+        classifier.certify(**{"image": flat_image(1), **arguments})
+
+
+def test_a_seed_out_of_range_is_refused():
+    with pytest.raises(ParameterError, match="seed"):
+        SmoothedClassifier(threshold_model(), "0.25", seed=2**64, engine="reference").certify(flat_image(1))
