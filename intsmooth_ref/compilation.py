@@ -1,7 +1,7 @@
 """How kernels are compiled: one decorator over Numba's `njit`, and the question whether Numba is there at all.
 
 A kernel calls only kernels of its own file: Numba's disk cache looks at the date of that one file, so a change in
-another would leave stale machine code behind. `tests/test_kernels.py` holds every kernel to that, and reads the LLVM IR of each.
+another would leave stale machine code behind. A test holds every kernel to that, and reads the LLVM IR of each.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def numba_available() -> bool:
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile `function` without Python objects and without the GIL; cache the machine code where a folder allows it."""
+    """Compile `function` without Python objects and without the GIL; cache the machine code where a folder allows."""
     import numba
 
     try:

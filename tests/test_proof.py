@@ -101,7 +101,7 @@ def test_the_accumulator_interval_is_reached_by_an_actual_input():
         ((replace(INPUT, requantization=requantization([2**30] * 2, [31] * 2)),), "has 2 values of multiplier"),
         ((replace(INPUT, requantization=requantization([2**30], [31], "nearest")),), "has rounding 'nearest'"),
         ((replace(INPUT, requantization=requantization([2**30], [19], "gemmlowp")),), "which gemmlowp takes"),
-        (after_input(replace(CONV, weights=CONV.weights.astype(np.int16))), "weights is int16 of rank 4; expected int8"),
+        (after_input(replace(CONV, weights=CONV.weights.astype(np.int16))), "weights is int16 of rank 4; expected"),
         (after_input(replace(CONV, weights=CONV.weights[0])), "weights is int8 of rank 3; expected int8 of rank 4"),
         (after_input(replace(CONV, weights=np.ones((3, 0, 2, 2), np.int8))), "has 0 elements"),
         (after_input(replace(CONV, bias=np.zeros(2, np.int32))), "has 2 biases; expected 3"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from functools import lru_cache
+from importlib import import_module
 from typing import Callable, Iterator
 
 import numpy as np
@@ -30,10 +31,7 @@ class Engine:
         """
         self.model = model
         self.name = resolve_engine(name)
-        if self.name == "jit":
-            from .jit import bind
-        else:
-            from .reference import bind
+        bind = import_module(f"{__name__}.{self.name}").bind
         self._steps: list[tuple[str, tuple[str, ...], Callable[..., np.ndarray]]] = [
             (layer.name, layer.inputs, bind(layer, [model.proofs[name] for name in layer.inputs]))
             for layer in model.layers

@@ -218,7 +218,7 @@ class LookupTable(Layer):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Softmax(Layer):
-    """Softmax over the channels by a table of exponentials: entry `max - q` of 256 stands for `exp(-(max - q) * scale)`.
+    """Softmax over the channels by a table: entry `max - q` of 256 stands for `exp(-(max - q) * scale)`.
 
     With `t` the entries and `s` their sum, `q = clamp(zero_point + (512 * t + s) // (2 * s))`: the output's scale
     is 1/256 and its zero point the minimum of its dtype.

@@ -84,7 +84,7 @@ def _(layer: Conv2D, sources: Sources) -> Compute:
     outputs, kernel_height, kernel_width, _ = layer.weights.shape
     weights = layer.weights.reshape(outputs, -1).astype(np.int16)
     window = ((kernel_height - 1) * layer.dilation[0] + 1, (kernel_width - 1) * layer.dilation[1] + 1)
-    constants = (np.int32(sources[0].zero_point), weights, layer.bias, *_rounding(layer.requantization, outputs))
+    constants = (np.int32(sources[0].zero_point), weights, layer.bias.copy(), *_rounding(layer.requantization, outputs))
     geometry = ((kernel_height, kernel_width), layer.strides, (layer.padding[0], layer.padding[2]), layer.dilation,
                 layer.groups)  # fmt: skip
 
@@ -100,7 +100,7 @@ def _(layer: Conv2D, sources: Sources) -> Compute:
 def _(layer: Linear, sources: Sources) -> Compute:
     outputs = len(layer.weights)
     weights = layer.weights.astype(np.int16)
-    constants = (np.int32(sources[0].zero_point), weights, layer.bias, *_rounding(layer.requantization, outputs))
+    constants = (np.int32(sources[0].zero_point), weights, layer.bias.copy(), *_rounding(layer.requantization, outputs))
 
     def compute(x: np.ndarray) -> np.ndarray:
         out = np.empty((len(x), outputs), layer.output.dtype)

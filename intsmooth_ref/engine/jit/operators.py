@@ -12,13 +12,17 @@ import numpy as np
 
 from ...compilation import kernel
 
+Pair = tuple[int, int]
+#: Zero point, minimum and maximum of the output, int64.
+Clamped = tuple[int, int, int]
+
 #: Codes of the requantization: an index into `fixedpoint.ROUNDING_MODES`, or this for the bare accumulator.
 BARE_ACCUMULATOR = -1
 SINGLE_ROUNDING = 0
 
 
 @kernel
-def requantized(accumulator, multiplier, shift, rounding):
+def requantized(accumulator: int, multiplier: int, shift: int, rounding: int) -> int:
     """Equations (2) and (3) of `fixedpoint` for one accumulator; all arguments int64 but the code."""
     one = np.int64(1)
     if rounding == SINGLE_ROUNDING:
@@ -37,7 +41,10 @@ def requantized(accumulator, multiplier, shift, rounding):
 
 
 @kernel
-def store(accumulator, multiplier, shift, rounding, output, out):
+def store(
+    accumulator: np.ndarray, multiplier: np.ndarray, shift: np.ndarray, rounding: int, output: Clamped,
+    out: np.ndarray,
+) -> None:  # fmt: skip
     """Write one pixel's accumulators `(C,)` as 8 bits, or as they are."""
     zero_point, minimum, maximum = output
     if rounding == BARE_ACCUMULATOR:
@@ -50,7 +57,9 @@ def store(accumulator, multiplier, shift, rounding, output, out):
 
 
 @kernel
-def input_quantization(x, multiplier, shift, rounding, output, out):
+def input_quantization(
+    x: np.ndarray, multiplier: np.ndarray, shift: np.ndarray, rounding: int, output: Clamped, out: np.ndarray
+) -> None:
     """`x` int32 and `out` are `(N, elements)`."""
     zero_point, minimum, maximum = output
     for n in range(x.shape[0]):
@@ -60,7 +69,10 @@ def input_quantization(x, multiplier, shift, rounding, output, out):
 
 
 @kernel
-def requantize(x, input_zero, multiplier, shift, rounding, output, out):
+def requantize(
+    x: np.ndarray, input_zero: int, multiplier: np.ndarray, shift: np.ndarray, rounding: int, output: Clamped,
+    out: np.ndarray,
+) -> None:  # fmt: skip
     """`x` and `out` are `(rows, C)`."""
     zero_point, minimum, maximum = output
     for n in range(x.shape[0]):
@@ -70,7 +82,7 @@ def requantize(x, input_zero, multiplier, shift, rounding, output, out):
 
 
 @kernel
-def accumulate(patch, weights, bias, accumulator):
+def accumulate(patch: np.ndarray, weights: np.ndarray, bias: np.ndarray, accumulator: np.ndarray) -> None:
     """`accumulator[o] = bias[o] + sum_k patch[k] * weights[o, k]`; both int16, so that pairs multiply in one step."""
     for o in range(weights.shape[0]):
         row = weights[o]
@@ -81,7 +93,9 @@ def accumulate(patch, weights, bias, accumulator):
 
 
 @kernel
-def gather(x, input_zero, top, left, kernel_shape, dilation, patch):
+def gather(
+    x: np.ndarray, input_zero: int, top: int, left: int, kernel_shape: Pair, dilation: Pair, patch: np.ndarray
+) -> None:
     """One window of one image `x` `(H, W, C)`, less its zero point, to `patch` int16 `(G, KH * KW * C / G)`.
 
     What falls into the padding reads the zero point, that is, 0.
@@ -103,8 +117,10 @@ def gather(x, input_zero, top, left, kernel_shape, dilation, patch):
 
 @kernel
 def conv2d(
-    x, input_zero, weights, bias, multiplier, shift, rounding, output, kernel_shape, strides, corner, dilation, groups, out
-):
+    x: np.ndarray, input_zero: int, weights: np.ndarray, bias: np.ndarray, multiplier: np.ndarray,
+    shift: np.ndarray, rounding: int, output: Clamped, kernel_shape: Pair, strides: Pair, corner: Pair,
+    dilation: Pair, groups: int, out: np.ndarray,
+) -> None:  # fmt: skip
     """`weights` int16 `(O, KH * KW * I / groups)`, `corner` the padding `(top, left)`."""
     share = weights.shape[0] // groups
     patch = np.empty((groups, weights.shape[1]), np.int16)
@@ -121,7 +137,10 @@ def conv2d(
 
 
 @kernel
-def linear(x, input_zero, weights, bias, multiplier, shift, rounding, output, out):
+def linear(
+    x: np.ndarray, input_zero: int, weights: np.ndarray, bias: np.ndarray, multiplier: np.ndarray,
+    shift: np.ndarray, rounding: int, output: Clamped, out: np.ndarray,
+) -> None:  # fmt: skip
     """`weights` int16 `(O, I)`."""
     accumulator = np.empty(weights.shape[0], np.int32)
     centred = np.empty(weights.shape[1], np.int16)
@@ -133,7 +152,10 @@ def linear(x, input_zero, weights, bias, multiplier, shift, rounding, output, ou
 
 
 @kernel
-def add(a, b, zero_points, multiplier, shift, output, out):
+def add(
+    a: np.ndarray, b: np.ndarray, zero_points: Pair, multiplier: np.ndarray, shift: int, output: Clamped,
+    out: np.ndarray,
+) -> None:  # fmt: skip
     """All flat; `multiplier` int64 `(2,)`."""
     zero_point, minimum, maximum = output
     half = np.int64(1) << (shift - np.int64(1))
@@ -145,7 +167,7 @@ def add(a, b, zero_points, multiplier, shift, output, out):
 
 
 @kernel
-def max_pool(x, kernel_shape, strides, corner, out):
+def max_pool(x: np.ndarray, kernel_shape: Pair, strides: Pair, corner: Pair, out: np.ndarray) -> None:
     samples, height, width, channels = x.shape
     for n in range(samples):
         for oh in range(out.shape[1]):
@@ -163,7 +185,10 @@ def max_pool(x, kernel_shape, strides, corner, out):
 
 
 @kernel
-def average_pool(x, padding_value, kernel_shape, strides, corner, count_include_pad, out):
+def average_pool(
+    x: np.ndarray, padding_value: int, kernel_shape: Pair, strides: Pair, corner: Pair, count_include_pad: bool,
+    out: np.ndarray,
+) -> None:  # fmt: skip
     samples, height, width, channels = x.shape
     area = kernel_shape[0] * kernel_shape[1]
     total = np.empty(channels, np.int32)
@@ -185,7 +210,10 @@ def average_pool(x, padding_value, kernel_shape, strides, corner, count_include_
 
 
 @kernel
-def global_average_pool(x, input_zero, multiplier, shift, rounding, output, out):
+def global_average_pool(
+    x: np.ndarray, input_zero: int, multiplier: np.ndarray, shift: np.ndarray, rounding: int, output: Clamped,
+    out: np.ndarray,
+) -> None:  # fmt: skip
     """`x` is `(N, H * W, C)`."""
     accumulator = np.empty(x.shape[2], np.int32)
     for n in range(x.shape[0]):
@@ -197,14 +225,14 @@ def global_average_pool(x, input_zero, multiplier, shift, rounding, output, out)
 
 
 @kernel
-def clamp(x, minimum, maximum, out):
+def clamp(x: np.ndarray, minimum: int, maximum: int, out: np.ndarray) -> None:
     """All flat."""
     for i in range(out.size):
         out[i] = min(max(np.int64(x[i]), minimum), maximum)
 
 
 @kernel
-def pad(x, value, corner, out):
+def pad(x: np.ndarray, value: int, corner: Pair, out: np.ndarray) -> None:
     samples, height, width, channels = x.shape
     out[:] = value
     for n in range(samples):
@@ -215,14 +243,14 @@ def pad(x, value, corner, out):
 
 
 @kernel
-def lookup_table(x, offset, table, out):
+def lookup_table(x: np.ndarray, offset: int, table: np.ndarray, out: np.ndarray) -> None:
     """All flat; `table` holds the output's dtype."""
     for i in range(out.size):
         out[i] = table[np.int64(x[i]) - offset]
 
 
 @kernel
-def softmax(x, table, zero_point, maximum, out):
+def softmax(x: np.ndarray, table: np.ndarray, zero_point: int, maximum: int, out: np.ndarray) -> None:
     """`x` and `out` are `(rows, C)`; `table` int64."""
     for n in range(x.shape[0]):
         largest = np.int64(x[n].max())
@@ -236,7 +264,7 @@ def softmax(x, table, zero_point, maximum, out):
 
 
 @kernel
-def arg_max(x, out):
+def arg_max(x: np.ndarray, out: np.ndarray) -> None:
     for n in range(x.shape[0]):
         best = 0
         for c in range(1, x.shape[1]):

@@ -1,0 +1,70 @@
+"""The command `intsmooth-ref`: one module a subcommand, each with `add_arguments` and `run`.
+
+A wrong input ends in one line on standard error and an exit status other than 0, never in a traceback:
+1 for what the package refuses, 2 for wrong arguments, 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from typing import NoReturn, Sequence
+
+from .. import __version__
+from ..errors import IntsmoothError
+from . import certify, inspect, predict
+
+PROGRAM = "intsmooth-ref"
+SUBCOMMANDS = (certify, predict, inspect)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = _Parser(prog=PROGRAM, description="Certified robustness of image classifiers, with integers only.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for module in SUBCOMMANDS:
+        name = module.__name__.rpartition(".")[2]
+        summary, _, details = (module.__doc__ or "").partition("\n\n")
+        subparser = subparsers.add_parser(
+            name, help=summary, description=f"{summary}\n\n{details}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        return int(options.run(options))
+    except IntsmoothError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt as interruption:
+        return _fail(f"interrupted{''.join(map(str, interruption.args))}", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: say nothing at exit either
+        return 141
+    except MemoryError:
+        return _fail("out of memory; a smaller --batch or fewer --threads need less", 1)
+    except OSError as error:
+        return _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    return status
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"{PROGRAM}: {message}", file=sys.stderr)

@@ -1,0 +1,116 @@
+"""What the subcommands share: options, their types and defaults, and the embedded model and images."""
+
+from __future__ import annotations
+
+import argparse
+from fractions import Fraction
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import DatasetError
+
+if TYPE_CHECKING:
+    from ..certify.smoothing import SmoothedClassifier
+    from ..dataset import Dataset
+    from ..model.hdf5 import ModelFile
+
+DEFAULT_SIGMA = "0.25"
+
+
+def rational(text: str) -> Fraction:
+    """A number such as 0.25, 1e-3 or 51/4, exactly."""
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; expected one such as 0.25 or 51/4") from None
+
+
+def integer_from(minimum: int):  # type: ignore[no-untyped-def]
+    """A type of argument: integers from `minimum` on."""
+
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected an integer, at least {minimum}")
+        return value
+
+    return integer
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", type=Path, metavar="MODEL",
+                        help="model file (HDF5); default: the embedded network for handwritten digits")  # fmt: skip
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", choices=("auto", "jit", "reference"), default="auto",
+                        help="compiled or plain NumPy; changes no bit (default: auto, jit where Numba is)")  # fmt: skip
+
+
+def add_sampling(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """The options that predict and certify have in common."""
+    add_model(parser)
+    parser.add_argument("data", nargs="?", type=Path, metavar="DATA",
+                        help="images: a dataset file (HDF5), .npz or .npy; default: the embedded digits")  # fmt: skip
+    noise = parser.add_mutually_exclusive_group()
+    noise.add_argument("--sigma", type=rational, metavar="S",
+                       help=f"noise as a fraction of full scale (default: {DEFAULT_SIGMA})")  # fmt: skip
+    noise.add_argument("--sigma-levels", type=rational, metavar="S",
+                       help="noise in grey levels instead: 63.75 is the same as --sigma 0.25")  # fmt: skip
+    parser.add_argument("--n", type=integer_from(1), default=1000, metavar="N",
+                        help=f"samples that {purpose} (default: 1000; published figures use 100000)")  # fmt: skip
+    parser.add_argument("--alpha", type=rational, default=Fraction(1, 1000), metavar="A",
+                        help="probability that an image's result may be wrong (default: 0.001)")  # fmt: skip
+    parser.add_argument("--batch", type=integer_from(1), default=100, metavar="B",
+                        help="samples computed at a time; changes no bit (default: 100)")  # fmt: skip
+    parser.add_argument("--skip", type=integer_from(1), default=1, metavar="K",
+                        help="take every K-th image (default: 1, all)")  # fmt: skip
+    parser.add_argument("--max", type=integer_from(1), metavar="M",
+                        help="stop after M images; what --skip leaves out is not counted (default: all)")  # fmt: skip
+    parser.add_argument("--split", metavar="NAME",
+                        help="which split of a dataset file (default: test, or the only one)")  # fmt: skip
+    parser.add_argument("--seed", type=integer_from(0), metavar="S",
+                        help="0 to 2**64-1, for the same bits again (default: drawn by the system, recorded)")  # fmt: skip
+    parser.add_argument("--threads", type=integer_from(1), metavar="T",
+                        help="changes no bit (default: one a processor)")  # fmt: skip
+    add_engine(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE.tsv",
+                        help="write the table here, and records beside it as FILE.jsonl (default: the table to"
+                        " standard output); earlier results are moved aside, not overwritten")  # fmt: skip
+    parser.add_argument("--resume", action="store_true",
+                        help="go on with the interrupted run in --out, to the same bytes")  # fmt: skip
+
+
+def embedded_file(name: str) -> Path:
+    """A file of the embedded model and images."""
+    return Path(str(resources.files("intsmooth_ref.weights") / name))
+
+
+def open_model(path: Path | None) -> ModelFile:
+    from ..model.hdf5 import load_model
+
+    return load_model(path or embedded_file("digits.h5"))
+
+
+def open_data(path: Path | None, split: str | None, model_path: Path | None) -> Dataset:
+    from ..dataset import load_dataset
+
+    if path is None and model_path is not None:
+        raise DatasetError(f"no images for {model_path}: expected a data file after the model")
+    return load_dataset(path or embedded_file("digits-images.h5"), split)
+
+
+def open_classifier(options: argparse.Namespace, seed: int | None) -> SmoothedClassifier:
+    from ..certify.smoothing import SmoothedClassifier
+
+    sigma = options.sigma
+    if sigma is None and options.sigma_levels is None:
+        sigma = DEFAULT_SIGMA
+    return SmoothedClassifier(
+        open_model(options.model).model, sigma, sigma_levels=options.sigma_levels, seed=seed,
+        engine=options.engine, threads=options.threads, batch=options.batch,
+    )  # fmt: skip

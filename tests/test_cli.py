@@ -1,0 +1,251 @@
+"""The command line: same bytes however it is run, one clear line for every mistake, nothing certified is ever lost."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from intsmooth_ref.certify.radius import radius_text
+from intsmooth_ref.cli import main
+from intsmooth_ref.compilation import numba_available
+from intsmooth_ref.dataset import Dataset, save_dataset
+from intsmooth_ref.engine.known_answers import make_known_answers
+from intsmooth_ref.model.hdf5 import KnownAnswers, save_model
+from threshold_model import threshold_model
+
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A model of two classes and twelve flat images, from far below its threshold to far above."""
+    folder = tmp_path_factory.mktemp("files")
+    model = threshold_model()
+    images = np.repeat(np.linspace(60, 200, IMAGES).astype(np.uint8), 9).reshape(IMAGES, 3, 3, 1)
+    labels = (images[:, 0, 0, 0] > 128).astype(np.int64)
+    save_model(folder / "model.h5", model, make_known_answers(model, images.astype(np.int32)))
+    save_dataset(folder / "data.h5", [Dataset(images, labels, ("dark", "bright"), "made by a test", "test")])
+    np.save(folder / "data.npy", images)
+    return folder
+
+
+def run(capsys, *arguments):
+    """Exit status, standard output and standard error of one command, in this process."""
+    try:
+        status = main([str(argument) for argument in arguments])
+    except SystemExit as exit_:
+        status = exit_.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def without_time(path):
+    return [line.split("\t")[:-1] for line in path.read_text().splitlines()]
+
+
+def certify(files, *more, engine="reference"):
+    return ("certify", files / "model.h5", files / "data.h5", "--n", 200, "--n0", 20, "--engine", engine, *more)
+
+
+def test_engine_threads_and_batch_change_no_byte_but_the_time(files, tmp_path, capsys):
+    variants = [("reference", 1, 100), ("reference", 2, 33)]
+    variants += [("jit", 1, 100), ("jit", 2, 7)] if numba_available() else []
+    contents = set()
+    for number, (engine, threads, batch) in enumerate(variants):
+        out = tmp_path / f"{number}.tsv"
+        arguments = certify(files, "--seed", 7, "--threads", threads, "--batch", batch, "--out", out, engine=engine)
+        assert run(capsys, *arguments)[0] == 0
+        contents.add((str(without_time(out)), (tmp_path / f"{number}.jsonl").read_bytes()))
+    assert len(contents) == 1
+
+
+def test_the_table_goes_to_standard_output_and_the_summary_does_not(files, capsys):
+    status, out, err = run(capsys, *certify(files, "--seed", 7))
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert status == 0 and lines[0] == ["idx", "label", "predict", "radius", "correct", "time"]
+    assert [line[0] for line in lines[1:]] == [str(index) for index in range(IMAGES)]
+    assert "certified accuracy" in err and "seed 7" in err and "certified accuracy" not in out
+
+
+def test_the_records_hold_all_that_repeats_the_run(files, tmp_path, capsys):
+    out = tmp_path / "a.tsv"
+    assert run(capsys, *certify(files, "--out", out, "--sigma-levels", "51/2"))[0] == 0
+    records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [set(record) for record in records] == [
+        {"idx", "label", "predict", "radius", "radius_sq", "selection_votes", "estimation_votes", "correct",
+         "image_sha256", "command", "n0", "n", "alpha", "noise", "sigma_levels", "generator", "seed", "model_sha256"}
+    ] * IMAGES  # fmt: skip
+    for record, line in zip(records, without_time(out)[1:]):
+        assert record["sigma_levels"] == "51/2" and record["alpha"] == "1/1000"
+        assert sum(record["estimation_votes"]) == record["n"] == 200 and sum(record["selection_votes"]) == 20
+        assert line == [str(record[name]) for name in ("idx", "label", "predict", "radius", "correct")]
+        assert record["radius"] == radius_text(record["radius_sq"])
+        assert record["correct"] == (record["predict"] == record["label"])
+    again = tmp_path / "b.tsv"
+    seed = records[0]["seed"]
+    assert run(capsys, *certify(files, "--out", again, "--sigma", "1/10", "--seed", seed))[0] == 0
+    assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
+
+
+def test_max_counts_the_images_that_skip_leaves(files, tmp_path, capsys):
+    out = tmp_path / "a.tsv"
+    run(capsys, *certify(files, "--skip", 5, "--max", 2, "--out", out))
+    assert [line[0] for line in without_time(out)[1:]] == ["0", "5"]
+
+
+def test_an_image_has_the_same_result_in_any_run(files, tmp_path, capsys):
+    for name, more in (("all", ()), ("some", ("--skip", 3))):
+        run(capsys, *certify(files, "--seed", 1, "--out", tmp_path / f"{name}.tsv", *more))
+    assert without_time(tmp_path / "some.tsv")[1:] == without_time(tmp_path / "all.tsv")[1::3]
+
+
+def test_a_resumed_run_ends_with_the_same_bytes(files, tmp_path, capsys):
+    whole, part = tmp_path / "whole.tsv", tmp_path / "part.tsv"
+    run(capsys, *certify(files, "--seed", 7, "--out", whole))
+    run(capsys, *certify(files, "--seed", 7, "--out", part, "--max", 5))
+    with open(part, "ab") as file:
+        file.write(b"5\t1\t1\t0.")  # cut short by a crash
+    assert run(capsys, *certify(files, "--out", part, "--resume"))[0] == 0  # the seed comes from the records
+    assert without_time(part) == without_time(whole)
+    assert (tmp_path / "part.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    status, out, err = run(capsys, *certify(files, "--out", part, "--resume"))
+    assert status == 0 and "nothing left to do" in out
+    status, out, err = run(capsys, *certify(files, "--out", part, "--resume", "--n0", 21))
+    assert status == 1 and "was begun with n0 20, cannot be resumed with n0 21" in err
+
+
+def test_earlier_results_are_moved_aside(files, tmp_path, capsys):
+    out = tmp_path / "a.tsv"
+    run(capsys, *certify(files, "--max", 2, "--out", out))
+    before = out.read_bytes()
+    status, _, err = run(capsys, *certify(files, "--max", 1, "--out", out))
+    assert status == 0 and f"{out} was there: moved to {out}.1" in err
+    assert (tmp_path / "a.tsv.1").read_bytes() == before and (tmp_path / "a.jsonl.1").exists()
+
+
+def test_images_without_labels_are_certified(files, tmp_path, capsys):
+    arguments = ("certify", files / "model.h5", files / "data.npy", "--n", 100, "--engine", "reference")
+    status, out, err = run(capsys, *arguments, "--out", tmp_path / "a.tsv")
+    assert status == 0 and "certified accuracy" not in out and "certified  " in out
+    assert all(line[1] == "-1" and line[4] == "0" for line in without_time(tmp_path / "a.tsv")[1:])
+
+
+def test_predict_says_the_class_or_abstains(files, tmp_path, capsys):
+    arguments = ("predict", files / "model.h5", files / "data.h5", "--n", 100, "--seed", 5, "--engine", "reference")
+    status, out, _ = run(capsys, *arguments, "--out", tmp_path / "p.tsv")
+    lines = without_time(tmp_path / "p.tsv")
+    assert status == 0 and lines[0] == ["idx", "label", "predict", "correct"]
+    assert lines[1] == ["0", "0", "0", "1"] and lines[-1] == ["11", "1", "1", "1"]
+    assert f"{IMAGES} images" in out
+
+
+def test_inspect_shows_the_proof_and_checks_the_known_answers(files, tmp_path, capsys):
+    status, out, _ = run(capsys, "inspect", files / "model.h5", "--check", "--engine", "reference")
+    assert status == 0 and "known answers agree: 12 images, every layer, engine reference" in out
+    assert "scores  Linear" in out and "fingerprint" in out
+    model = threshold_model()
+    known = make_known_answers(model, np.zeros((1, 3, 3, 1), np.int32))
+    wrong = KnownAnswers(known.inputs, known.outputs, {**known.layer_sha256, "flat": "0" * 64})
+    save_model(tmp_path / "wrong.h5", model, wrong)
+    status, _, err = run(capsys, "inspect", tmp_path / "wrong.h5", "--check", "--engine", "reference")
+    assert status == 1 and "known answers differ: layer 'flat': SHA-256 of the output is" in err
+    save_model(tmp_path / "none.h5", model)
+    status, _, err = run(capsys, "inspect", tmp_path / "none.h5", "--check")
+    assert status == 1 and "holds no known answers to check" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 2, "the following arguments are required: COMMAND"),
+        (["fly"], 2, "invalid choice: 'fly'"),
+        (["certify", "--n", "0"], 2, "--n: '0': expected an integer, at least 1"),
+        (["certify", "--n", "many"], 2, "--n: 'many': expected an integer"),
+        (["certify", "--sigma", "x"], 2, "--sigma: 'x' is no number; expected one such as 0.25"),
+        (["certify", "--sigma", "1", "--sigma-levels", "1"], 2, "not allowed with argument --sigma"),
+        (["certify", "--engine", "gpu"], 2, "--engine: invalid choice: 'gpu'"),
+        (["certify", "--seed", "-1"], 2, "--seed: '-1': expected an integer, at least 0"),
+        (["certify", "--unknown"], 2, "unrecognized arguments: --unknown"),
+        (["certify", "MODEL", "DATA", "--n", "9"], 1, "9 samples cannot certify anything at alpha = 0.001"),
+        (["certify", "MODEL", "DATA", "--alpha", "1"], 1, "alpha 1: expected a probability strictly between"),
+        (["certify", "MODEL", "DATA", "--sigma", "5"], 1, "1024"),
+        (["certify", "MODEL", "DATA", "--seed", "18446744073709551616"], 1, "18446744073709551616"),
+        (["certify", "MODEL", "DATA", "--split", "train"], 1, "train"),
+        (["certify", "MODEL", "DATA", "--resume"], 1, "--resume: needs --out"),
+        (["certify", "MODEL", "DATA", "--out", "/nonexistent/a.tsv"], 1, "No such file or directory"),
+        (["certify", "MODEL"], 1, "expected a data file after the model"),
+        (["certify", "missing.h5", "DATA"], 1, "missing.h5"),
+        (["certify", "DATA", "DATA"], 1, "intsmooth-ref model"),
+        (["certify", "MODEL", "MODEL"], 1, "intsmooth-ref"),
+        (["certify", "MODEL", "FOLDER"], 1, "image_folder"),
+        (["certify", "MODEL", "WRONG"], 1, "expected uint8 (3, 3, 1), which the model takes"),
+        (["predict", "MODEL", "DATA", "--n", "10"], 1, "expected at least 11"),
+        (["inspect", "missing.h5"], 1, "missing.h5"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_and_a_status(files, tmp_path, capsys, arguments, status, message):
+    np.save(tmp_path / "wrong.npy", np.zeros((2, 4, 4, 1), np.uint8))
+    places = {"MODEL": files / "model.h5", "DATA": files / "data.h5", "FOLDER": tmp_path,
+              "WRONG": tmp_path / "wrong.npy"}  # fmt: skip
+    found, out, err = run(capsys, *(places.get(argument, argument) for argument in arguments))
+    assert found == status and message in err and err.count("\n") == 1 and err.startswith("intsmooth-ref")
+    assert out == ""
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "intsmooth_ref", *(str(argument) for argument in arguments)]
+
+
+def test_ctrl_c_keeps_what_is_certified_and_resume_completes_it(files, tmp_path, capsys):
+    out = tmp_path / "a.tsv"
+    arguments = certify(files, "--seed", 7, "--n", 100000, "--out", out)
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not (out.exists() and out.read_text().count("\n") >= 3):
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.count("\n") == 1
+    done = out.read_text().count("\n") - 1
+    assert 2 <= done < IMAGES and f"interrupted; {done} of {IMAGES} images are in {out}: go on with --resume" in err
+    before = out.read_bytes()
+    limit = done + 1
+    assert run(capsys, *arguments, "--resume", "--max", limit)[0] == 0
+    assert out.read_bytes().startswith(before) and out.read_text().count("\n") == limit + 1
+
+
+def test_a_full_disk_keeps_what_is_certified(files, tmp_path):
+    out = tmp_path / "a.tsv"
+    arguments = certify(files, "--seed", 7, "--out", out)
+
+    def allow_two_kilobytes():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    run_ = subprocess.run(command(*arguments), capture_output=True, text=True, preexec_fn=allow_two_kilobytes,
+                          env=environment)  # fmt: skip
+    complete = out.read_text().count("\n") - 1
+    assert run_.returncode == 1 and run_.stderr.count("\n") == 1
+    assert f"File too large; {complete} images are complete" in run_.stderr and 1 <= complete < IMAGES
+    assert subprocess.run(command(*arguments, "--resume"), capture_output=True).returncode == 0
+    assert out.read_text().count("\n") == IMAGES + 1
+
+
+def test_a_closed_pipe_ends_the_run_without_a_traceback(files):
+    process = subprocess.Popen(command(*certify(files)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 141 and "Traceback" not in err
+
+
+def test_help_names_every_subcommand(capsys):
+    status, out, _ = run(capsys, "--help")
+    assert status == 0 and all(name in out for name in ("certify", "predict", "inspect"))
