@@ -48,9 +48,9 @@ _EXPORTS = {
 __all__ = sorted(_EXPORTS)
 
 # In a checkout `data_tools/` and `weights/` lie beside the package, not inside it, as they do once it is installed.
-_checkout = Path(__file__).resolve().parent.parent
-if not (Path(__file__).parent / "weights").exists() and (_checkout / "weights" / "digits.h5").exists():
-    __path__.append(str(_checkout))
+_package = Path(__file__).resolve().parent
+if not (_package / "data_tools").exists() and (_package.parent / "data_tools" / "__init__.py").exists():
+    __path__.append(str(_package.parent))
 
 
 def __getattr__(name: str) -> Any:

@@ -74,7 +74,8 @@ def add_sampling(parser: argparse.ArgumentParser, purpose: str) -> None:
     parser.add_argument("--split", metavar="NAME",
                         help="which split of a dataset file (default: test, or the only one)")  # fmt: skip
     parser.add_argument("--seed", type=integer_from(0), metavar="S",
-                        help="0 to 2**64-1, for the same bits again (default: drawn by the system, recorded)")  # fmt: skip
+                        help="0 to 2**64-1; the same seed gives the same bits (default: drawn by the system"
+                        " and recorded)")  # fmt: skip
     parser.add_argument("--threads", type=integer_from(1), metavar="T",
                         help="changes no bit (default: one a processor)")  # fmt: skip
     add_engine(parser)

@@ -82,9 +82,14 @@ def requantize(
 
 
 @kernel
-def accumulate(patch: np.ndarray, weights: np.ndarray, bias: np.ndarray, accumulator: np.ndarray) -> None:
-    """`accumulator[o] = bias[o] + sum_k patch[k] * weights[o, k]`; both int16, so that pairs multiply in one step."""
-    for o in range(weights.shape[0]):
+def accumulate(
+    patch: np.ndarray, weights: np.ndarray, bias: np.ndarray, begin: int, end: int, accumulator: np.ndarray
+) -> None:
+    """For the outputs from `begin` to `end`: `accumulator[o] = bias[o] + sum_k patch[k] * weights[o, k]`.
+
+    Patch and weights are int16, so that a processor multiplies and adds them in pairs.
+    """
+    for o in range(begin, end):
         row = weights[o]
         total = bias[o]
         for k in range(patch.size):
@@ -110,9 +115,12 @@ def gather(
             inside = 0 <= ih and ih < height and 0 <= iw and iw < width
             first = (kh * kernel_shape[1] + kw) * depth
             for g in range(groups):
-                taps = patch[g, first : first + depth]
-                for i in range(depth):
-                    taps[i] = np.int32(x[ih, iw, g * depth + i]) - input_zero if inside else np.int32(0)
+                if inside:
+                    for i in range(depth):
+                        patch[g, first + i] = np.int32(x[ih, iw, g * depth + i]) - input_zero
+                else:
+                    for i in range(depth):
+                        patch[g, first + i] = np.int16(0)
 
 
 @kernel
@@ -131,8 +139,7 @@ def conv2d(
                 top, left = oh * strides[0] - corner[0], ow * strides[1] - corner[1]
                 gather(x[n], input_zero, top, left, kernel_shape, dilation, patch)
                 for g in range(groups):
-                    part = slice(g * share, (g + 1) * share)
-                    accumulate(patch[g], weights[part], bias[part], accumulator[part])
+                    accumulate(patch[g], weights, bias, g * share, (g + 1) * share, accumulator)
                 store(accumulator, multiplier, shift, rounding, output, out[n, oh, ow])
 
 
@@ -147,7 +154,7 @@ def linear(
     for n in range(x.shape[0]):
         for i in range(centred.size):
             centred[i] = np.int32(x[n, i]) - input_zero
-        accumulate(centred, weights, bias, accumulator)
+        accumulate(centred, weights, bias, 0, weights.shape[0], accumulator)
         store(accumulator, multiplier, shift, rounding, output, out[n])
 
 
