@@ -109,3 +109,23 @@ def test_kernels_call_only_kernels_of_their_own_file(path):
     for function in kernels:
         names = {node.id for statement in function.body for node in ast.walk(statement) if isinstance(node, ast.Name)}
         assert names & imported <= allowed, function.name
+
+
+WITHOUT_A_CACHE_FOLDER = """
+from numba.core import caching
+
+def refuse(self):
+    raise OSError("read-only file system")
+
+caching._CacheLocator.ensure_cache_path = refuse
+import numpy as np
+from intsmooth_ref.engine.jit import operators
+out = np.empty(2, np.int32)
+operators.arg_max(np.array([[1, 3, 3], [2, 1, 0]], np.int32), out)
+print(out.tolist())
+"""
+
+
+def test_kernels_run_where_no_cache_folder_can_be_written():
+    run = subprocess.run([sys.executable, "-c", WITHOUT_A_CACHE_FOLDER], capture_output=True, text=True)
+    assert run.stdout == "[1, 0]\n", run.stderr

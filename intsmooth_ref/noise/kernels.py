@@ -38,6 +38,9 @@ _BEGIN1, _END1 = np.int64(LEVEL_DIGITS[1].start), np.int64(LEVEL_DIGITS[1].stop)
 _BEGIN2, _END2 = np.int64(LEVEL_DIGITS[2].start), np.int64(LEVEL_DIGITS[2].stop)
 _COLUMN0 = np.int64(0)
 
+#: Work space: no kernel allocates memory.
+Scratch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
 #: Of one sample, as uint64: key word 0, key word 1, sample index, image index, stage.
 Address = tuple[np.uint64, np.uint64, np.uint64, np.uint64, np.uint64]
 
@@ -52,8 +55,19 @@ def add_noise(
     key0, key1 = philox.key_of_seed(seed)
     numbers = [np.uint64(number) for number in (key0, key1, image, stage, first_sample)]
     flat = np.array(pixels)  # a copy is contiguous and writable: one compiled version serves every caller
-    fill_noisy(flat, out, *numbers, table.first, table.starts, table.digits, np.int64(table.minimum))
+    fill_noisy(flat, out, *numbers, table.first, table.starts, table.digits, np.int64(table.minimum), work_space())
     return out
+
+
+def work_space() -> Scratch:
+    """What one call of `fill_noisy` at a time works in; its contents are of no consequence."""
+    blocks = np.empty(CHUNK // DIGITS_PER_BLOCK, np.uint32)
+    words = np.empty((4, CHUNK // DIGITS_PER_BLOCK), np.uint32)
+    values = np.empty(CHUNK, np.int16)
+    pending = np.empty(CHUNK, np.uint32)
+    pending_words = np.empty((4, CHUNK), np.uint32)
+    last_words = np.empty((4, 1), np.uint32)
+    return blocks, words, values, pending, pending_words, last_words
 
 
 @kernel
@@ -69,6 +83,7 @@ def fill_noisy(
     starts: np.ndarray,
     digits: np.ndarray,
     minimum: np.int64,
+    scratch: Scratch,
 ) -> None:
     """Write the pixels plus the noise of samples `first_sample` onwards.
 
@@ -77,12 +92,9 @@ def fill_noisy(
         out: int32 (count, size), written.
         key0, key1, image, stage, first_sample: in the ranges that `sampler.check_addresses` checks, here unchecked.
         first, starts, digits, minimum: of the `NoiseTable`.
+        scratch: a `work_space`.
     """
-    blocks = np.empty(CHUNK // DIGITS_PER_BLOCK, np.uint32)
-    words = np.empty((4, CHUNK // DIGITS_PER_BLOCK), np.uint32)
-    values = np.empty(CHUNK, np.int16)
-    pending = np.empty(CHUNK, np.uint32)
-    pending_words = np.empty((4, CHUNK), np.uint32)
+    blocks, words, values, pending, pending_words, last_words = scratch
     for row in range(out.shape[0]):
         address = (key0, key1, first_sample + np.uint64(row), image, stage)
         for start in range(0, pixels.shape[0], CHUNK):
@@ -95,8 +107,8 @@ def fill_noisy(
             add(chunk, values, noisy)
             undecided = list_undecided(values, chunk.shape[0], pending)
             if undecided > 0:
-                elements = pending[:undecided]
-                resolve(chunk, noisy, start, elements, words, pending_words, address, starts, digits, minimum)
+                elements, further_words = pending[:undecided], (pending_words, last_words)
+                resolve(chunk, noisy, start, elements, words, further_words, address, starts, digits, minimum)
 
 
 @kernel
@@ -159,16 +171,19 @@ def resolve(
     start: int,
     pending: np.ndarray,
     words: np.ndarray,
-    pending_words: np.ndarray,
+    further_words: tuple[np.ndarray, np.ndarray],
     address: Address,
     starts: np.ndarray,
     digits: np.ndarray,
     minimum: np.int64,
 ) -> None:
-    """Write the elements of the chunk at `start` that `pending`, uint32 (M,), lists by their offset; scratch too.
+    """Write the elements of the chunk at `start` that `pending`, uint32 (M,), lists by their offset.
+
+    `pending` and `further_words`, uint32 (4, M or more) and (4, 1), are scratch.
 
     As `sampler.resolve`: thresholds `low` to `high - 1` are those that begin with the digits of U drawn so far.
     """
+    pending_words, last_words = further_words
     for index in range(pending.shape[0]):
         pending[index] += np.uint32(start)
     philox_blocks(pending, _LEVEL1, address, pending_words)
@@ -178,7 +193,6 @@ def resolve(
         low, high = np.int64(starts[digit0]), np.int64(starts[digit0 + 1])
         low, high = narrow_by_level(digits, _BEGIN1, _END1, pending_words, index, low, high)
         if low < high:
-            last_words = np.empty((4, 1), np.uint32)
             philox_blocks(pending[index : index + 1], _LEVEL2, address, last_words)
             low, high = narrow_by_level(digits, _BEGIN2, _END2, last_words, _COLUMN0, low, high)
         noisy[offset] = np.int64(pixels[offset]) + minimum + high

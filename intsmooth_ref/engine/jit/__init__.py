@@ -85,12 +85,13 @@ def _(layer: Conv2D, sources: Sources) -> Compute:
     weights = layer.weights.reshape(outputs, -1).astype(np.int16)
     window = ((kernel_height - 1) * layer.dilation[0] + 1, (kernel_width - 1) * layer.dilation[1] + 1)
     constants = (np.int32(sources[0].zero_point), weights, layer.bias.copy(), *_rounding(layer.requantization, outputs))
-    geometry = ((kernel_height, kernel_width), layer.strides, (layer.padding[0], layer.padding[2]), layer.dilation,
-                layer.groups)  # fmt: skip
+    geometry = ((kernel_height, kernel_width), layer.strides, (layer.padding[0], layer.padding[2]), layer.dilation)
+    patch_shape = (layer.groups, weights.shape[1])
 
     def compute(x: np.ndarray) -> np.ndarray:
         out = np.empty((*_window_shape(x, window, layer), outputs), layer.output.dtype)
-        operators.conv2d(x, *constants, _clamped(layer.output), *geometry, out)
+        scratch = np.empty(patch_shape, np.int16), np.empty(outputs, np.int32)
+        operators.conv2d(x, *constants, _clamped(layer.output), *geometry, *scratch, out)
         return out
 
     return compute
@@ -104,7 +105,8 @@ def _(layer: Linear, sources: Sources) -> Compute:
 
     def compute(x: np.ndarray) -> np.ndarray:
         out = np.empty((len(x), outputs), layer.output.dtype)
-        operators.linear(x, *constants, _clamped(layer.output), out)
+        scratch = np.empty(weights.shape[1], np.int16), np.empty(outputs, np.int32)
+        operators.linear(x, *constants, _clamped(layer.output), *scratch, out)
         return out
 
     return compute
@@ -142,8 +144,9 @@ def _(layer: AveragePool, sources: Sources) -> Compute:
 
     def compute(x: np.ndarray) -> np.ndarray:
         out = np.empty((*_window_shape(x, layer.kernel, layer), x.shape[3]), x.dtype)
+        total = np.empty(x.shape[3], np.int32)
         operators.average_pool(
-            x, sources[0].zero_point, layer.kernel, layer.strides, corner, layer.count_include_pad, out
+            x, sources[0].zero_point, layer.kernel, layer.strides, corner, layer.count_include_pad, total, out
         )
         return out
 
@@ -157,7 +160,8 @@ def _(layer: GlobalAveragePool, sources: Sources) -> Compute:
 
     def compute(x: np.ndarray) -> np.ndarray:
         out = np.empty((len(x), channels), layer.output.dtype)
-        operators.global_average_pool(x.reshape(len(x), x.shape[1] * x.shape[2], channels), *constants, out)
+        rows, accumulator = x.reshape(len(x), x.shape[1] * x.shape[2], channels), np.empty(channels, np.int32)
+        operators.global_average_pool(rows, *constants, accumulator, out)
         return out
 
     return compute

@@ -2,6 +2,7 @@
 
 Every kernel writes into `out`, whose dtype is the layer's; `x` is C-contiguous. `multiplier` and `shift` are int64 with
 one entry per output channel. What an operator means is said in `reference.py`; here stands only how the loops run.
+No kernel allocates memory: what it works in is passed to it as scratch.
 Scalars are cast explicitly because Numba and NumPy promote mixed integers differently. Arrays are copied element by
 element: Numba's slice assignment carries an error message whose formatting uses floats.
 """
@@ -127,12 +128,14 @@ def gather(
 def conv2d(
     x: np.ndarray, input_zero: int, weights: np.ndarray, bias: np.ndarray, multiplier: np.ndarray,
     shift: np.ndarray, rounding: int, output: Clamped, kernel_shape: Pair, strides: Pair, corner: Pair,
-    dilation: Pair, groups: int, out: np.ndarray,
+    dilation: Pair, patch: np.ndarray, accumulator: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
-    """`weights` int16 `(O, KH * KW * I / groups)`, `corner` the padding `(top, left)`."""
+    """`weights` int16 `(O, K)` with `K = KH * KW * I / groups`, `corner` the padding `(top, left)`.
+
+    Scratch: `patch` int16 `(groups, K)`, `accumulator` int32 `(O,)`.
+    """
+    groups = patch.shape[0]
     share = weights.shape[0] // groups
-    patch = np.empty((groups, weights.shape[1]), np.int16)
-    accumulator = np.empty(weights.shape[0], np.int32)
     for n in range(x.shape[0]):
         for oh in range(out.shape[1]):
             for ow in range(out.shape[2]):
@@ -146,11 +149,9 @@ def conv2d(
 @kernel
 def linear(
     x: np.ndarray, input_zero: int, weights: np.ndarray, bias: np.ndarray, multiplier: np.ndarray,
-    shift: np.ndarray, rounding: int, output: Clamped, out: np.ndarray,
+    shift: np.ndarray, rounding: int, output: Clamped, centred: np.ndarray, accumulator: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
-    """`weights` int16 `(O, I)`."""
-    accumulator = np.empty(weights.shape[0], np.int32)
-    centred = np.empty(weights.shape[1], np.int16)
+    """`weights` int16 `(O, I)`. Scratch: `centred` int16 `(I,)`, `accumulator` int32 `(O,)`."""
     for n in range(x.shape[0]):
         for i in range(centred.size):
             centred[i] = np.int32(x[n, i]) - input_zero
@@ -194,11 +195,11 @@ def max_pool(x: np.ndarray, kernel_shape: Pair, strides: Pair, corner: Pair, out
 @kernel
 def average_pool(
     x: np.ndarray, padding_value: int, kernel_shape: Pair, strides: Pair, corner: Pair, count_include_pad: bool,
-    out: np.ndarray,
+    total: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
+    """Scratch: `total` int32 `(C,)`."""
     samples, height, width, channels = x.shape
     area = kernel_shape[0] * kernel_shape[1]
-    total = np.empty(channels, np.int32)
     for n in range(samples):
         for oh in range(out.shape[1]):
             for ow in range(out.shape[2]):
@@ -219,10 +220,9 @@ def average_pool(
 @kernel
 def global_average_pool(
     x: np.ndarray, input_zero: int, multiplier: np.ndarray, shift: np.ndarray, rounding: int, output: Clamped,
-    out: np.ndarray,
+    accumulator: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
-    """`x` is `(N, H * W, C)`."""
-    accumulator = np.empty(x.shape[2], np.int32)
+    """`x` is `(N, H * W, C)`. Scratch: `accumulator` int32 `(C,)`."""
     for n in range(x.shape[0]):
         accumulator[:] = np.int32(0)
         for i in range(x.shape[1]):
