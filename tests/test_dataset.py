@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import multiprocessing
-import random
 import re
 import tracemalloc
 import zipfile
@@ -16,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
+from damage import damaged, run_elsewhere, unsealed
 from intsmooth_ref import dataset as dataset_module
 from intsmooth_ref.dataset import Dataset, load_dataset, save_dataset
 from intsmooth_ref.errors import DatasetError
@@ -47,12 +46,6 @@ def refusal(path: Path, split: str | None = None) -> str:
 
 def saved(path: Path) -> Path:
     save_dataset(path, [example()])
-    return path
-
-
-def unsealed(path: Path) -> Path:
-    """Without its seal a file may be edited; with it, an edit is damage."""
-    path.write_bytes(path.read_bytes()[:-86])
     return path
 
 
@@ -319,20 +312,10 @@ def test_a_file_of_something_else_is_one_line(tmp_path: Path, name: str, content
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 
-def damaged(content: bytes, corruptions: int, seed: int) -> list[bytes]:
-    """Cut off at every 50th byte, and with single bytes changed."""
-    pick = random.Random(seed)
-    variants = [content[:length] for length in range(0, len(content), 50)]
-    for _ in range(corruptions):
-        position, flip = pick.randrange(len(content)), pick.randrange(1, 256)
-        variants.append(content[:position] + bytes([content[position] ^ flip]) + content[position + 1 :])
-    return variants
-
-
 def load_damaged(path: Path, corruptions: int, whole: bool) -> None:
     """Every damaged variant is refused, or gives the same images and labels; with `whole`, the same everything."""
     original = description(load_dataset(path))
-    for variant in damaged(path.read_bytes(), corruptions, seed=20261122):
+    for variant in damaged(path.read_bytes(), corruptions):
         path.write_bytes(variant)
         try:
             found = description(load_dataset(path))
@@ -342,28 +325,18 @@ def load_damaged(path: Path, corruptions: int, whole: bool) -> None:
             assert found[:6] == original[:6] and (found == original or not whole)
 
 
-def load_damaged_elsewhere(path: Path, corruptions: int, whole: bool) -> None:
-    """In a process of its own: a library that crashes or hangs on a damaged file fails one test, not the run."""
-    child = multiprocessing.get_context("spawn").Process(target=load_damaged, args=(path, corruptions, whole))
-    child.start()
-    child.join(120)
-    if child.is_alive():
-        child.kill()
-    assert child.exitcode == 0
-
-
 def test_a_damaged_file_is_refused_or_read_in_full(tmp_path: Path) -> None:
-    load_damaged_elsewhere(saved(tmp_path / "images.h5"), 300, whole=True)
+    run_elsewhere(load_damaged, saved(tmp_path / "images.h5"), 300, whole=True)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(h5py.version.hdf5_version_tuple < (2, 0, 0), reason="older libraries crash on some of these files")
 def test_a_damaged_file_without_a_seal_never_gives_other_images(tmp_path: Path) -> None:
-    load_damaged_elsewhere(unsealed(saved(tmp_path / "images.h5")), 300, whole=False)
+    run_elsewhere(load_damaged, unsealed(saved(tmp_path / "images.h5")), 300, whole=False)
 
 
 @pytest.mark.slow
 def test_a_damaged_zip_archive_never_gives_other_images(tmp_path: Path) -> None:
     """Each member has a check sum; `.npy` files have none, and whoever certifies one is told the hash."""
     np.savez_compressed(tmp_path / "images.npz", images=example().images, labels=example().labels)
-    load_damaged_elsewhere(tmp_path / "images.npz", 500, whole=False)
+    run_elsewhere(load_damaged, tmp_path / "images.npz", 500, whole=False)

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 import oracle
 from intsmooth_ref.compilation import numba_available
 from intsmooth_ref.engine import Engine
+from intsmooth_ref.errors import DatasetError
 from intsmooth_ref.model.layers import LAYER_KINDS
 from random_models import images_for, models
+from threshold_model import threshold_model
 
 ENGINES = ["reference", *(["jit"] if numba_available() else [])]
 relaxed = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None,
@@ -56,3 +58,20 @@ def test_the_random_models_contain_every_layer_kind():
 
     collect()
     assert seen == set(LAYER_KINDS)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "images", [np.zeros((1, 3, 3, 1), np.float64), np.zeros((1, 3, 3, 1), np.uint8), np.zeros((3, 3, 1), np.int32)]
+)
+def test_images_of_another_dtype_or_shape_are_refused(engine, images):
+    with pytest.raises(DatasetError, match=r"images: found .* expected int32 \(N, \*\(3, 3, 1\)\)"):
+        Engine(threshold_model(), engine).output(images)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_lowest_index_wins_a_tie(engine):
+    """Nine pixels whose sum equals the threshold: both scores are 0."""
+    images = np.full((1, 3, 3, 1), 128, np.int32)
+    assert Engine(threshold_model(), engine).output(images).tolist() == [[0, 0]]
+    assert Engine(threshold_model(), engine).classify(images).tolist() == [0]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import random
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+from damage import damaged, run_elsewhere, unsealed
 from intsmooth_ref.engine import Engine
 from intsmooth_ref.errors import ModelFormatError
 from intsmooth_ref.model.fingerprint import canonical_serialization, fingerprint, tensor_sha256
@@ -109,12 +108,6 @@ def description(file: ModelFile) -> tuple[Any, ...]:
 def saved(path: Path, model: IntegerModel | None = None) -> Path:
     file = with_answers(model or tiny())
     save_model(path, file.model, file.known_answers)
-    return path
-
-
-def unsealed(path: Path) -> Path:
-    """Without its seal a file may be edited; with it, an edit is damage."""
-    path.write_bytes(path.read_bytes()[:-86])
     return path
 
 
@@ -322,20 +315,10 @@ def test_answers_of_another_model_cannot_be_saved(tmp_path: Path) -> None:
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 
-def damaged(content: bytes, corruptions: int, seed: int) -> list[bytes]:
-    """Cut off at every 50th byte, and with single bytes changed."""
-    pick = random.Random(seed)
-    variants = [content[:length] for length in range(0, len(content), 50)]
-    for _ in range(corruptions):
-        position, flip = pick.randrange(len(content)), pick.randrange(1, 256)
-        variants.append(content[:position] + bytes([content[position] ^ flip]) + content[position + 1 :])
-    return variants
-
-
 def load_damaged(path: Path, corruptions: int, whole: bool) -> None:
     """Every damaged variant is refused, or gives the same model; with `whole`, the same everything."""
     original = description(load_model(path))
-    for variant in damaged(path.read_bytes(), corruptions, seed=20261122):
+    for variant in damaged(path.read_bytes(), corruptions):
         path.write_bytes(variant)
         try:
             found = description(load_model(path))
@@ -345,21 +328,11 @@ def load_damaged(path: Path, corruptions: int, whole: bool) -> None:
             assert found[0] == original[0] and (found == original or not whole)
 
 
-def load_damaged_elsewhere(path: Path, corruptions: int, whole: bool) -> None:
-    """In a process of its own: a library that crashes or hangs on a damaged file fails one test, not the run."""
-    child = multiprocessing.get_context("spawn").Process(target=load_damaged, args=(path, corruptions, whole))
-    child.start()
-    child.join(120)
-    if child.is_alive():
-        child.kill()
-    assert child.exitcode == 0
-
-
 def test_a_damaged_file_is_refused_or_read_in_full(tmp_path: Path) -> None:
-    load_damaged_elsewhere(saved(tmp_path / "model.h5"), 300, whole=True)
+    run_elsewhere(load_damaged, saved(tmp_path / "model.h5"), 300, whole=True)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(h5py.version.hdf5_version_tuple < (2, 0, 0), reason="older libraries crash on some of these files")
 def test_a_damaged_file_without_a_seal_never_gives_another_model(tmp_path: Path) -> None:
-    load_damaged_elsewhere(unsealed(saved(tmp_path / "model.h5")), 300, whole=False)
+    run_elsewhere(load_damaged, unsealed(saved(tmp_path / "model.h5")), 300, whole=False)

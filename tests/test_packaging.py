@@ -1,11 +1,15 @@
 """The package installs with its weights and tools, imports lightly, and works where Numba cannot be imported."""
 
 import configparser
+import doctest
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -109,3 +113,24 @@ def test_readme_prints_two_commands_for_a_fresh_machine():
     commands = [line.strip() for line in section.splitlines() if line.startswith("    ")]
     assert len(commands) == 2 and all(command.startswith("pip install") for command in commands)
     assert commands[0].endswith("&& intsmooth-ref certify") and commands[1].endswith("&& pytest")
+
+
+def test_readmes_example_gives_what_its_comment_says():
+    example = (ROOT / "README.md").read_text("utf-8").split("```python\n")[1].split("```")[0]
+    shown = example.split("\n# ")[1].split(":")[0]
+    assert run(sys.executable, "-c", example, cwd=ROOT).stdout == f"{shown}\n"
+
+
+@pytest.mark.parametrize("module", ["fixedpoint", "certify.radius", "data_tools.quantization"])
+def test_worked_examples_in_docstrings_are_right(module):
+    tried = doctest.testmod(import_module(f"intsmooth_ref.{module}"))
+    assert tried.attempted > 0 and tried.failed == 0
+
+
+def test_the_embedded_images_have_the_same_records_everywhere(tmp_path):
+    """The hash that `weights/README.md` gives, found on five kinds of CPU."""
+    card = (ROOT / "weights" / "README.md").read_text("utf-8")
+    stated = r"`intsmooth-ref (certify --seed 7 --max 2[^`]*)` .*? `([0-9a-f]{64})`"
+    command, digest = re.search(stated, card, re.DOTALL).groups()
+    assert run(sys.executable, "-m", "intsmooth_ref", *command.split(), cwd=tmp_path).returncode == 0
+    assert hashlib.sha256((tmp_path / "a.jsonl").read_bytes()).hexdigest() == digest

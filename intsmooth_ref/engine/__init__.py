@@ -14,7 +14,7 @@ from typing import Callable, Iterator
 import numpy as np
 
 from ..compilation import numba_available
-from ..errors import ParameterError
+from ..errors import DatasetError, ParameterError
 from ..model.graph import IntegerModel
 
 ENGINES = ("auto", "jit", "reference")
@@ -42,8 +42,15 @@ class Engine:
         """Compute layer by layer: yields each layer's name and output `(N, ...)`.
 
         Args:
-            images: int32 `(N, H, W, C)`, noisy images in grey levels.
+            images: int32 `(N, H, W, C)`, noisy images in grey levels, within `-2**20 .. 2**20`, for which the model is
+                proven.
+
+        Raises:
+            DatasetError: if they have another dtype or shape.
         """
+        shape = self.model.input.shape
+        if images.dtype != np.int32 or images.shape[1:] != shape:
+            raise DatasetError(f"images: found {images.dtype} {images.shape}, expected int32 (N, *{shape})")
         tensors: dict[str, np.ndarray] = {}
         for name, inputs, compute in self._steps:
             tensors[name] = compute(*(tensors[each] for each in inputs)) if inputs else compute(images)
