@@ -86,11 +86,11 @@ def _(layer: Conv2D, sources: Sources) -> Compute:
     window = ((kernel_height - 1) * layer.dilation[0] + 1, (kernel_width - 1) * layer.dilation[1] + 1)
     constants = (np.int32(sources[0].zero_point), weights, layer.bias.copy(), *_rounding(layer.requantization, outputs))
     geometry = ((kernel_height, kernel_width), layer.strides, (layer.padding[0], layer.padding[2]), layer.dilation)
-    patch_shape = (layer.groups, weights.shape[1])
 
     def compute(x: np.ndarray) -> np.ndarray:
         out = np.empty((*_window_shape(x, window, layer), outputs), layer.output.dtype)
-        scratch = np.empty(patch_shape, np.int16), np.empty(outputs, np.int32)
+        patches = np.empty((out.shape[2], layer.groups, weights.shape[1]), np.int16)
+        scratch = patches, np.empty((out.shape[2], outputs), np.int32)
         operators.conv2d(x, *constants, _clamped(layer.output), *geometry, *scratch, out)
         return out
 
@@ -105,7 +105,7 @@ def _(layer: Linear, sources: Sources) -> Compute:
 
     def compute(x: np.ndarray) -> np.ndarray:
         out = np.empty((len(x), outputs), layer.output.dtype)
-        scratch = np.empty(weights.shape[1], np.int16), np.empty(outputs, np.int32)
+        scratch = np.empty((len(x), 1, weights.shape[1]), np.int16), np.empty((len(x), outputs), np.int32)
         operators.linear(x, *constants, _clamped(layer.output), *scratch, out)
         return out
 
@@ -160,7 +160,7 @@ def _(layer: GlobalAveragePool, sources: Sources) -> Compute:
 
     def compute(x: np.ndarray) -> np.ndarray:
         out = np.empty((len(x), channels), layer.output.dtype)
-        rows, accumulator = x.reshape(len(x), x.shape[1] * x.shape[2], channels), np.empty(channels, np.int32)
+        rows, accumulator = x.reshape(len(x), x.shape[1] * x.shape[2], channels), np.empty((len(x), channels), np.int32)
         operators.global_average_pool(rows, *constants, accumulator, out)
         return out
 

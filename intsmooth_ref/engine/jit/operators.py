@@ -46,15 +46,17 @@ def store(
     accumulator: np.ndarray, multiplier: np.ndarray, shift: np.ndarray, rounding: int, output: Clamped,
     out: np.ndarray,
 ) -> None:  # fmt: skip
-    """Write one pixel's accumulators `(C,)` as 8 bits, or as they are."""
+    """Write accumulators int32 `(rows, C)` as 8 bits, or as they are."""
     zero_point, minimum, maximum = output
     if rounding == BARE_ACCUMULATOR:
-        for c in range(out.size):
-            out[c] = accumulator[c]
+        for n in range(out.shape[0]):
+            for c in range(out.shape[1]):
+                out[n, c] = accumulator[n, c]
     else:
-        for c in range(out.size):
-            q = zero_point + requantized(np.int64(accumulator[c]), multiplier[c], shift[c], rounding)
-            out[c] = min(max(q, minimum), maximum)
+        for n in range(out.shape[0]):
+            for c in range(out.shape[1]):
+                q = zero_point + requantized(np.int64(accumulator[n, c]), multiplier[c], shift[c], rounding)
+                out[n, c] = min(max(q, minimum), maximum)
 
 
 @kernel
@@ -83,67 +85,68 @@ def requantize(
 
 
 @kernel
-def accumulate(
-    patch: np.ndarray, weights: np.ndarray, bias: np.ndarray, begin: int, end: int, accumulator: np.ndarray
-) -> None:
-    """For the outputs from `begin` to `end`: `accumulator[o] = bias[o] + sum_k patch[k] * weights[o, k]`.
+def accumulate(patches: np.ndarray, weights: np.ndarray, bias: np.ndarray, accumulator: np.ndarray) -> None:
+    """`accumulator[n, o] = bias[o] + sum_k patches[n, g, k] * weights[o, k]`, with g the group of output o.
 
-    Patch and weights are int16, so that a processor multiplies and adds them in pairs.
+    Patches `(N, G, K)` and weights `(O, K)` are int16, so that a processor multiplies and adds them in pairs.
     """
-    for o in range(begin, end):
-        row = weights[o]
-        total = bias[o]
-        for k in range(patch.size):
-            total += np.int32(np.int32(patch[k]) * np.int32(row[k]))
-        accumulator[o] = total
+    samples, groups, taps = patches.shape
+    share = weights.shape[0] // groups
+    for n in range(samples):
+        for g in range(groups):
+            patch = patches[n, g]
+            for o in range(g * share, (g + 1) * share):
+                row = weights[o]
+                total = bias[o]
+                for k in range(taps):
+                    total += np.int32(np.int32(patch[k]) * np.int32(row[k]))
+                accumulator[n, o] = total
 
 
 @kernel
 def gather(
-    x: np.ndarray, input_zero: int, top: int, left: int, kernel_shape: Pair, dilation: Pair, patch: np.ndarray
-) -> None:
-    """One window of one image `x` `(H, W, C)`, less its zero point, to `patch` int16 `(G, KH * KW * C / G)`.
+    x: np.ndarray, input_zero: int, n: int, top: int, left: int, kernel_shape: Pair, strides: Pair, dilation: Pair,
+    patches: np.ndarray,
+) -> None:  # fmt: skip
+    """The windows of one row of outputs of image n, less the zero point, to int16 `(OW, G, KH * KW * C / G)`.
 
-    What falls into the padding reads the zero point, that is, 0.
+    What falls into the padding reads the zero point, that is, 0. The first window begins at `(top, left)`.
     """
-    height, width, channels = x.shape
-    groups = patch.shape[0]
+    _, height, width, channels = x.shape
+    groups = patches.shape[1]
     depth = channels // groups
-    for kh in range(kernel_shape[0]):
-        ih = top + kh * dilation[0]
-        for kw in range(kernel_shape[1]):
-            iw = left + kw * dilation[1]
-            inside = 0 <= ih and ih < height and 0 <= iw and iw < width
-            first = (kh * kernel_shape[1] + kw) * depth
-            for g in range(groups):
-                if inside:
-                    for i in range(depth):
-                        patch[g, first + i] = np.int32(x[ih, iw, g * depth + i]) - input_zero
-                else:
-                    for i in range(depth):
-                        patch[g, first + i] = np.int16(0)
+    for ow in range(patches.shape[0]):
+        for kh in range(kernel_shape[0]):
+            ih = top + kh * dilation[0]
+            for kw in range(kernel_shape[1]):
+                iw = left + ow * strides[1] + kw * dilation[1]
+                first = (kh * kernel_shape[1] + kw) * depth
+                inside = 0 <= ih and ih < height and 0 <= iw and iw < width
+                for g in range(groups):
+                    if inside:
+                        for i in range(depth):
+                            patches[ow, g, first + i] = np.int32(x[n, ih, iw, g * depth + i]) - input_zero
+                    else:
+                        for i in range(depth):
+                            patches[ow, g, first + i] = np.int16(0)
 
 
 @kernel
 def conv2d(
     x: np.ndarray, input_zero: int, weights: np.ndarray, bias: np.ndarray, multiplier: np.ndarray,
     shift: np.ndarray, rounding: int, output: Clamped, kernel_shape: Pair, strides: Pair, corner: Pair,
-    dilation: Pair, patch: np.ndarray, accumulator: np.ndarray, out: np.ndarray,
+    dilation: Pair, patches: np.ndarray, accumulator: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
     """`weights` int16 `(O, K)` with `K = KH * KW * I / groups`, `corner` the padding `(top, left)`.
 
-    Scratch: `patch` int16 `(groups, K)`, `accumulator` int32 `(O,)`.
+    Scratch, for one row of outputs: `patches` int16 `(OW, groups, K)`, `accumulator` int32 `(OW, O)`.
     """
-    groups = patch.shape[0]
-    share = weights.shape[0] // groups
-    for n in range(x.shape[0]):
+    for n in range(out.shape[0]):
         for oh in range(out.shape[1]):
-            for ow in range(out.shape[2]):
-                top, left = oh * strides[0] - corner[0], ow * strides[1] - corner[1]
-                gather(x[n], input_zero, top, left, kernel_shape, dilation, patch)
-                for g in range(groups):
-                    accumulate(patch[g], weights, bias, g * share, (g + 1) * share, accumulator)
-                store(accumulator, multiplier, shift, rounding, output, out[n, oh, ow])
+            top = oh * strides[0] - corner[0]
+            gather(x, input_zero, n, top, -corner[1], kernel_shape, strides, dilation, patches)
+            accumulate(patches, weights, bias, accumulator)
+            store(accumulator, multiplier, shift, rounding, output, out[n, oh])
 
 
 @kernel
@@ -151,12 +154,12 @@ def linear(
     x: np.ndarray, input_zero: int, weights: np.ndarray, bias: np.ndarray, multiplier: np.ndarray,
     shift: np.ndarray, rounding: int, output: Clamped, centred: np.ndarray, accumulator: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
-    """`weights` int16 `(O, I)`. Scratch: `centred` int16 `(I,)`, `accumulator` int32 `(O,)`."""
+    """`weights` int16 `(O, I)`. Scratch: `centred` int16 `(N, 1, I)`, `accumulator` int32 `(N, O)`."""
     for n in range(x.shape[0]):
-        for i in range(centred.size):
-            centred[i] = np.int32(x[n, i]) - input_zero
-        accumulate(centred, weights, bias, 0, weights.shape[0], accumulator)
-        store(accumulator, multiplier, shift, rounding, output, out[n])
+        for i in range(x.shape[1]):
+            centred[n, 0, i] = np.int32(x[n, i]) - input_zero
+    accumulate(centred, weights, bias, accumulator)
+    store(accumulator, multiplier, shift, rounding, output, out)
 
 
 @kernel
@@ -222,13 +225,13 @@ def global_average_pool(
     x: np.ndarray, input_zero: int, multiplier: np.ndarray, shift: np.ndarray, rounding: int, output: Clamped,
     accumulator: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
-    """`x` is `(N, H * W, C)`. Scratch: `accumulator` int32 `(C,)`."""
+    """`x` is `(N, H * W, C)`. Scratch: `accumulator` int32 `(N, C)`."""
+    accumulator[:] = np.int32(0)
     for n in range(x.shape[0]):
-        accumulator[:] = np.int32(0)
         for i in range(x.shape[1]):
             for c in range(x.shape[2]):
-                accumulator[c] += np.int32(x[n, i, c]) - input_zero
-        store(accumulator, multiplier, shift, rounding, output, out[n])
+                accumulator[n, c] += np.int32(x[n, i, c]) - input_zero
+    store(accumulator, multiplier, shift, rounding, output, out)
 
 
 @kernel
