@@ -120,6 +120,17 @@ def test_a_resumed_run_ends_with_the_same_bytes(files, tmp_path, capsys):
     assert status == 1 and "was begun with n0 20, cannot be resumed with n0 21" in err
 
 
+def test_a_run_is_not_resumed_on_other_images(files, tmp_path, capsys):
+    out = tmp_path / "a.tsv"
+    run(capsys, *certify(files, "--out", out, "--max", 2))
+    images = np.load(files / "data.npy")
+    images[1, 0, 0, 0] += 1
+    np.savez(tmp_path / "other.npz", images=images, labels=np.zeros(IMAGES, np.int64))
+    arguments = ("certify", files / "model.h5", tmp_path / "other.npz", "--n", 200, "--n0", 20, "--engine", "reference")
+    status, _, err = run(capsys, *arguments, "--out", out, "--resume")
+    assert status == 1 and "line 2: was begun with image_sha256" in err
+
+
 def test_earlier_results_are_moved_aside(files, tmp_path, capsys):
     out = tmp_path / "a.tsv"
     run(capsys, *certify(files, "--max", 2, "--out", out))

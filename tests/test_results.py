@@ -98,12 +98,12 @@ def test_a_file_that_cannot_be_is_refused_in_one_line(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_a_run_with_other_parameters_is_not_resumed(tmp_path):
-    records = [record(0), record(1)]
-    results.check_continues(records, {"seed": 2**64 - 1}, [0, 1, 2], tmp_path / "a.tsv")
+def test_a_run_with_other_parameters_or_images_is_not_resumed(tmp_path):
+    records, table = [record(0), record(1)], tmp_path / "a.tsv"
+    results.check_continues(records, [{"idx": 0, "seed": 2**64 - 1}, {"idx": 1}, {"idx": 2}], table)
     with pytest.raises(ResultFileError, match="line 1: was begun with seed 18446744073709551615, .* with seed 8"):
-        results.check_continues(records, {"seed": 8}, [0, 1], tmp_path / "a.tsv")
+        results.check_continues(records, [{"seed": 8}, {}], table)
     with pytest.raises(ResultFileError, match="line 2: was begun with idx 1, .* with idx 20"):
-        results.check_continues(records, {}, [0, 20], tmp_path / "a.tsv")
+        results.check_continues(records, [{"idx": 0}, {"idx": 20}], table)
     with pytest.raises(ResultFileError, match="holds 2 images already, more than the 1"):
-        results.check_continues(records, {}, [0], tmp_path / "a.tsv")
+        results.check_continues(records, [{}], table)

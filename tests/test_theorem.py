@@ -1,4 +1,4 @@
-"""Theorem 1 of the design against exact enumeration on small lattices.
+"""Theorem 1 of `certify/PROOF.md` against exact enumeration on small lattices.
 
 The theorem: let `z` have independent discrete Gaussian entries of parameter sigma. If `P(f(x+z) = A) >= pA` and
 `sqrt(n) < sigma * Phi^-1(pA)`, n = ||delta||**2, then `P(f(x+delta+z) = A) > 1/2`.

@@ -1,4 +1,4 @@
-"""From a count of votes to a certified radius, in integers: Theorem 1 of the design with a Clopper-Pearson bound.
+"""From a count of votes to a certified radius, in integers: theorem 1 of `PROOF.md` with a Clopper-Pearson bound.
 
 A perturbation of an 8-bit image is an integer vector `delta` in grey levels, so a radius is an integer too:
 `radius_sq`, the largest n such that every `delta` with `||delta||**2 <= n` is covered. Theorem 1 covers n when the

@@ -41,16 +41,21 @@ def read_run(table: Path) -> Record | None:
     return _parsed(lines[0], records, 1) if lines else None
 
 
-def check_continues(records: Sequence[Record], run: Record, indices: Sequence[int], table: Path) -> None:
+def check_continues(records: Sequence[Record], expected: Sequence[Record], table: Path) -> None:
     """Refuse to resume a run with other parameters, or other images, than those it was begun with.
 
+    Args:
+        records: those that the files hold.
+        expected: of each image in turn, what is known of its record before it is computed.
+        table: the file that is named in the error.
+
     Raises:
-        ResultFileError: the first parameter that differs, as it was and as it is.
+        ResultFileError: the first value that differs, as it was and as it is.
     """
-    if len(records) > len(indices):
-        raise ResultFileError(f"{table}: holds {len(records)} images already, more than the {len(indices)} asked for")
-    for number, (record, index) in enumerate(zip(records, indices), start=1):
-        for name, value in {"idx": index, **run}.items():
+    if len(records) > len(expected):
+        raise ResultFileError(f"{table}: holds {len(records)} images already, more than the {len(expected)} asked for")
+    for number, (record, values) in enumerate(zip(records, expected), start=1):
+        for name, value in values.items():
             if record.get(name) != value:
                 raise ResultFileError(
                     f"{records_path(table)}: line {number}: was begun with {name} {record.get(name)!r}, cannot be"

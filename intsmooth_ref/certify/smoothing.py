@@ -104,12 +104,12 @@ class SmoothedClassifier:
         self, model: IntegerModel, sigma: Rational | None = None, *, sigma_levels: Rational | None = None,
         seed: int | None = None, engine: str = "auto", threads: int | None = None, batch: int = DEFAULT_BATCH,
     ) -> None:  # fmt: skip
-        if (sigma is None) == (sigma_levels is None):
-            raise ParameterError("sigma: expected either sigma (a fraction of full scale) or sigma_levels, not both")
-        if sigma is not None:
+        if sigma is not None and sigma_levels is None:
             self.sigma_levels = exact_rational(sigma, "sigma") * FULL_SCALE
+        elif sigma_levels is not None and sigma is None:
+            self.sigma_levels = exact_rational(sigma_levels, "sigma_levels")
         else:
-            self.sigma_levels = exact_rational(sigma_levels, "sigma_levels")  # type: ignore[arg-type]
+            raise ParameterError("sigma: expected either sigma (a fraction of full scale) or sigma_levels, not both")
         self.seed = secrets.randbits(64) if seed is None else seed
         self.threads = _processors() if threads is None else threads
         self.batch = batch

@@ -6,7 +6,7 @@ import argparse
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
 from ..errors import DatasetError
 
@@ -26,7 +26,7 @@ def rational(text: str) -> Fraction:
         raise argparse.ArgumentTypeError(f"{text!r} is no number; expected one such as 0.25 or 51/4") from None
 
 
-def integer_from(minimum: int):  # type: ignore[no-untyped-def]
+def integer_from(minimum: int) -> Callable[[str], int]:
     """A type of argument: integers from `minimum` on."""
 
     def integer(text: str) -> int:

@@ -55,7 +55,13 @@ def run_over_images(
         classifier.check_image(data.images[index], index, options.n)
     check(classifier)
 
-    files = _open_files(options, columns, run, indices)
+    def known(index: int) -> Record:
+        """What the record of an image says before it is computed."""
+        return {"idx": index, "label": int(data.labels[index]), "image_sha256": data.image_sha256(index), **run}
+
+    files = _open_files(options, columns)
+    if files:
+        check_continues(files.records, [known(index) for index in indices[: len(files.records)]], options.out)
     records: list[Record] = list(files.records) if files else []
     progress = Progress(len(indices) - len(records), samples_per_image)
     if files is None:
@@ -64,11 +70,8 @@ def run_over_images(
         with files or nullcontext():
             for index in indices[len(records) :]:
                 begin = time.monotonic()
-                label = int(data.labels[index])
-                result = task(classifier, data.images[index], index, progress.samples)
-                correct = int(result["predict"] == label and label >= 0)
-                record = {"idx": index, "label": label, **result, "correct": correct,
-                          "image_sha256": data.image_sha256(index), **run}  # fmt: skip
+                found = task(classifier, data.images[index], index, progress.samples)
+                record = _record(known(index), found)
                 seconds = time.monotonic() - begin
                 if files:
                     files.append(record, seconds)
@@ -85,6 +88,13 @@ def run_over_images(
     return records, progress
 
 
+def _record(known: Record, found: Record) -> Record:
+    """The image first, then what was found, then the run; an image without a label is never correct."""
+    correct = int(found["predict"] == known["label"] and known["label"] >= 0)
+    image = {name: known[name] for name in ("idx", "label")}
+    return {**image, **found, "correct": correct, **known}
+
+
 def _description(classifier: SmoothedClassifier) -> Record:
     """What every record says of noise, seed and model."""
     from ..model.fingerprint import fingerprint
@@ -98,9 +108,7 @@ def _description(classifier: SmoothedClassifier) -> Record:
     }
 
 
-def _open_files(
-    options: argparse.Namespace, columns: Sequence[str], run: Record, indices: Sequence[int]
-) -> ResultFiles | None:
+def _open_files(options: argparse.Namespace, columns: Sequence[str]) -> ResultFiles | None:
     table: Path | None = options.out
     if table is None:
         return None
@@ -108,9 +116,7 @@ def _open_files(
         aside = move_aside(table)
         if aside is not None:
             print(f"intsmooth-ref: {table} was there: moved to {aside}", file=sys.stderr)
-    files = ResultFiles(table, columns)
-    check_continues(files.records, run, indices, table)
-    return files
+    return ResultFiles(table, columns)
 
 
 def print_summary(options: argparse.Namespace, lines: Sequence[str], progress: Progress, seed: int) -> None:

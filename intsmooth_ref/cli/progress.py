@@ -18,6 +18,7 @@ class Progress:
         self._begin = self._last = time.monotonic()
         self._visible = False
         self.images_done = self.samples_done = 0
+        self._show("preparing")
 
     @property
     def seconds(self) -> float:
@@ -35,8 +36,11 @@ class Progress:
             self._last = now
             left = self._images * self._samples_per_image - self.samples_done
             remaining = timedelta(seconds=round(left * self.seconds / self.samples_done))
-            line = f"{self.images_done}/{self._images} images, {self.samples_per_second} samples/s, {remaining} left"
-            sys.stderr.write(f"\r\x1b[K{line}")
+            self._show(f"{self.samples_per_second} samples/s, {remaining} left")
+
+    def _show(self, text: str) -> None:
+        if self._shown:
+            sys.stderr.write(f"\r\x1b[K{self.images_done}/{self._images} images, {text}")
             sys.stderr.flush()
             self._visible = True
 
