@@ -63,9 +63,9 @@ def run_over_images(
     if files:
         check_continues(files.records, [known(index) for index in indices[: len(files.records)]], options.out)
     records: list[Record] = list(files.records) if files else []
-    progress = Progress(len(indices) - len(records), samples_per_image)
     if files is None:
         print("\t".join([*columns, "time"]), flush=True)
+    progress = Progress(len(indices) - len(records), samples_per_image)
     try:
         with files or nullcontext():
             for index in indices[len(records) :]:
