@@ -260,3 +260,15 @@ def test_a_closed_pipe_ends_the_run_without_a_traceback(files):
 def test_help_names_every_subcommand(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0 and all(name in out for name in ("certify", "predict", "inspect"))
+
+
+def test_a_fault_of_the_program_is_one_line_too(files, capsys, monkeypatch):
+    def fault(*_):
+        raise ZeroDivisionError("a\nfault")
+
+    monkeypatch.setattr("intsmooth_ref.certify.smoothing.radius_sq", fault)
+    status, _, err = run(capsys, *certify(files))
+    assert status == 70 and err.count("\n") == 1 and "a fault of this program: ZeroDivisionError: a fault;" in err
+    monkeypatch.setenv("INTSMOOTH_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        run(capsys, *certify(files))

@@ -1,7 +1,7 @@
 """The command `intsmooth-ref`: one module a subcommand, each with `add_arguments` and `run`.
 
 A wrong input ends in one line on standard error and an exit status other than 0, never in a traceback:
-1 for what the package refuses, 2 for wrong arguments, 130 for Ctrl-C.
+1 for what the package refuses, 2 for wrong arguments, 70 for a fault of the program, 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from ..errors import IntsmoothError
 from . import certify, inspect, predict
 
 PROGRAM = "intsmooth-ref"
+#: Environment variable: a fault of the program shows its traceback.
+SHOW_TRACEBACK = "INTSMOOTH_TRACEBACK"
 SUBCOMMANDS = (certify, predict, inspect)
 
 
@@ -59,6 +61,11 @@ def _run(options: argparse.Namespace) -> int:
         return _fail("out of memory; a smaller --batch or fewer --threads need less", 1)
     except OSError as error:
         return _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
+    except Exception as fault:
+        if os.environ.get(SHOW_TRACEBACK):
+            raise
+        what = " ".join(f"{type(fault).__name__}: {fault}".split())
+        return _fail(f"a fault of this program: {what}; please report it, with what {SHOW_TRACEBACK}=1 shows", 70)
 
 
 def _fail(message: str, status: int) -> int:
