@@ -14,6 +14,7 @@ import numpy as np
 from ..certify.results import ResultFiles, check_continues, move_aside, read_run, records_path, table_line
 from ..errors import ParameterError, ResultFileError
 from .arguments import open_classifier, open_data
+from .interruption import Interruption
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -65,12 +66,17 @@ def run_over_images(
     records: list[Record] = list(files.records) if files else []
     if files is None:
         print("\t".join([*columns, "time"]), flush=True)
-    progress = Progress(len(indices) - len(records), samples_per_image)
+    progress, interruption = Progress(len(indices) - len(records), samples_per_image), Interruption()
+
+    def batch_done(samples: int) -> None:
+        progress.samples(samples)
+        interruption.check()
+
     try:
-        with files or nullcontext():
+        with interruption, files or nullcontext():
             for index in indices[len(records) :]:
                 begin = time.monotonic()
-                found = task(classifier, data.images[index], index, progress.samples)
+                found = task(classifier, data.images[index], index, batch_done)
                 record = _record(known(index), found)
                 seconds = time.monotonic() - begin
                 if files:
