@@ -23,6 +23,13 @@ def numba_available() -> bool:
     return True
 
 
+def jit_disabled() -> bool:
+    """Whether kernels would run as plain Python (`NUMBA_DISABLE_JIT=1`): right to the bit, and very slow."""
+    from numba.core import config
+
+    return bool(getattr(config, "DISABLE_JIT"))
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile `function` without Python objects and without the GIL; cache the machine code where a folder allows."""
     import numba

@@ -54,6 +54,12 @@ def test_without_numba_the_reference_engine_serves_and_says_so_once():
     ]
 
 
+def test_with_the_jit_off_the_reference_engine_serves():
+    code = "import os; os.environ['NUMBA_DISABLE_JIT'] = '1'\nfrom intsmooth_ref.engine import resolve_engine\n"
+    served = python(code + "print(resolve_engine('auto'), resolve_engine('jit'))")
+    assert served.stdout == "reference jit\n"
+
+
 def test_asking_for_the_compiled_engine_without_numba_is_refused():
     code = (
         "import sys; sys.modules['numba'] = None\n"

@@ -13,7 +13,7 @@ from typing import Callable, Iterator
 
 import numpy as np
 
-from ..compilation import numba_available
+from ..compilation import jit_disabled, numba_available
 from ..errors import DatasetError, ParameterError
 from ..model.graph import IntegerModel
 
@@ -24,7 +24,7 @@ class Engine:
     """A model made ready to run. May be used by several threads at once: nothing in it changes after it is made."""
 
     def __init__(self, model: IntegerModel, name: str = "auto") -> None:
-        """Prepare `model` for the named engine; `auto` is `jit` where Numba can be imported.
+        """Prepare `model` for the named engine; `auto` is `jit` where Numba can compile.
 
         Raises:
             ParameterError: if there is no engine of that name, or it needs Numba and there is none.
@@ -78,12 +78,14 @@ def resolve_engine(name: str) -> str:
         raise ParameterError(f"engine {name!r}: expected one of {', '.join(ENGINES)}")
     if name == "jit" and not numba_available():
         raise ParameterError("engine 'jit' needs Numba, which cannot be imported here; expected engine 'reference'")
-    if name == "auto":
-        return "jit" if numba_available() else _without_numba()
-    return name
+    if name != "auto":
+        return name
+    if not numba_available():
+        return _without_numba()
+    return "reference" if jit_disabled() else "jit"
 
 
 @lru_cache(maxsize=None)
 def _without_numba() -> str:
-    warnings.warn("Numba cannot be imported: using the reference engine, which is slower", stacklevel=2)
+    warnings.warn("Numba cannot be imported: using the reference engine, which is slower", stacklevel=3)
     return "reference"
