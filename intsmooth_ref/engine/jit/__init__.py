@@ -84,14 +84,17 @@ def _(layer: Conv2D, sources: Sources) -> Compute:
     outputs, kernel_height, kernel_width, _ = layer.weights.shape
     weights = layer.weights.reshape(outputs, -1).astype(np.int16)
     window = ((kernel_height - 1) * layer.dilation[0] + 1, (kernel_width - 1) * layer.dilation[1] + 1)
-    constants = (np.int32(sources[0].zero_point), weights, layer.bias.copy(), *_rounding(layer.requantization, outputs))
+    constants = (
+        np.int32(sources[0].zero_point), weights, layer.bias.copy(), *_rounding(layer.requantization, outputs),
+        _clamped(layer.output),
+    )  # fmt: skip
     geometry = ((kernel_height, kernel_width), layer.strides, (layer.padding[0], layer.padding[2]), layer.dilation)
 
     def compute(x: np.ndarray) -> np.ndarray:
         out = np.empty((*_window_shape(x, window, layer), outputs), layer.output.dtype)
         patches = np.empty((out.shape[2], layer.groups, weights.shape[1]), np.int16)
         scratch = patches, np.empty((out.shape[2], outputs), np.int32)
-        operators.conv2d(x, *constants, _clamped(layer.output), *geometry, *scratch, out)
+        operators.conv2d(x, *constants, *geometry, *scratch, out)
         return out
 
     return compute
@@ -101,12 +104,15 @@ def _(layer: Conv2D, sources: Sources) -> Compute:
 def _(layer: Linear, sources: Sources) -> Compute:
     outputs = len(layer.weights)
     weights = layer.weights.astype(np.int16)
-    constants = (np.int32(sources[0].zero_point), weights, layer.bias.copy(), *_rounding(layer.requantization, outputs))
+    constants = (
+        np.int32(sources[0].zero_point), weights, layer.bias.copy(), *_rounding(layer.requantization, outputs),
+        _clamped(layer.output),
+    )  # fmt: skip
 
     def compute(x: np.ndarray) -> np.ndarray:
         out = np.empty((len(x), outputs), layer.output.dtype)
         scratch = np.empty((len(x), 1, weights.shape[1]), np.int16), np.empty((len(x), outputs), np.int32)
-        operators.linear(x, *constants, _clamped(layer.output), *scratch, out)
+        operators.linear(x, *constants, *scratch, out)
         return out
 
     return compute
@@ -115,14 +121,11 @@ def _(layer: Linear, sources: Sources) -> Compute:
 @bind.register
 def _(layer: Add, sources: Sources) -> Compute:
     zero_points = (np.int64(sources[0].zero_point), np.int64(sources[1].zero_point))
-    multiplier = layer.multiplier.astype(np.int64)
+    constants = (zero_points, layer.multiplier.astype(np.int64), np.int64(layer.shift), _clamped(layer.output))
 
     def compute(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         out = np.empty(a.shape, layer.output.dtype)
-        operators.add(
-            a.reshape(-1), b.reshape(-1), zero_points, multiplier, np.int64(layer.shift), _clamped(layer.output),
-            out.reshape(-1),
-        )  # fmt: skip
+        operators.add(a.reshape(-1), b.reshape(-1), *constants, out.reshape(-1))
         return out
 
     return compute
