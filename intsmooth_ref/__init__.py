@@ -11,8 +11,9 @@ Data flows one way, and each arrow has a room of its own:
     dataset.py       images in, once, as hashed uint8 arrays
     noise/           Philox, exact distributions of integers, the sampler
     model/           layers, the proof that their integers stay in range, the model file, the fingerprint
-    engine/          the model computed: `reference.py` specifies, `jit/` compiles
+    engine/          the model computed: `reference.py` specifies, `jit/` compiles it, for the processor at hand
     certify/         votes, binomial bound, radius, files of results
+    benchmark/       the compiled engine measured beside other runtimes
     cli/             the command `intsmooth-ref`, one module a subcommand
     data_tools/      converters and training, run by `python -m intsmooth_ref.data_tools.NAME`
     weights/         the embedded model and images

@@ -1,16 +1,24 @@
-"""How kernels are compiled: one decorator over Numba's `njit`, and the question whether Numba is there at all.
+"""How kernels are compiled: decorators over Numba's `njit` and `cfunc`, and the question whether Numba is there at all.
 
-A kernel calls only kernels of its own file: Numba's disk cache looks at the date of that one file, so a change in
-another would leave stale machine code behind. A test holds every kernel to that, and reads the LLVM IR of each.
+Compiled code is kept on disk. Numba asks only whether the file of a kernel has changed; here a kernel's code is thrown
+away as soon as any file of the package that kernels stand in has changed, since kernels call each other across files.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+import hashlib
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, Callable
 
-#: Every kernel of the package that has been imported, in the order of import.
+#: Every kernel and operator of the package that has been compiled or is ready to be, in order.
 KERNELS: list[Any] = []
+
+#: The C signature of an operator: addresses of the memory, place of the parameters, number of samples.
+OPERATOR_SIGNATURE = "void(int64, int64, int64)"
+
+#: The rooms whose files hold kernels.
+_KERNEL_ROOMS = (".", "noise", "engine/jit", "certify")
 
 
 @lru_cache(maxsize=None)
@@ -30,13 +38,58 @@ def jit_disabled() -> bool:
     return bool(getattr(config, "DISABLE_JIT"))
 
 
+@lru_cache(maxsize=None)
+def _stamp() -> str:
+    """Changes with any file that holds kernels."""
+    package = Path(__file__).parent
+    files = sorted(path for room in _KERNEL_ROOMS for path in (package / room).glob("*.py"))
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _keep_on_disk(compiled: Any) -> None:
+    """Keep the machine code where a folder allows; without the package's stamp it would not be safe to."""
+    try:
+        compiled.enable_caching()
+        compiled._cache._cache_file._source_stamp = _stamp()
+    except (RuntimeError, AttributeError):  # no folder can be written, or this Numba keeps its code another way
+        from numba.core.caching import NullCache
+
+        compiled._cache = NullCache()
+
+
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile `function` without Python objects and without the GIL; cache the machine code where a folder allows."""
+    """Compile `function` without Python objects and without the GIL, when it is first called."""
     import numba
 
-    try:
-        compiled = numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
-        compiled = numba.njit(nogil=True)(function)
-    KERNELS.append(compiled)
+    compiled = numba.njit(nogil=True)(function)
+    if not jit_disabled():
+        _keep_on_disk(compiled)
+        KERNELS.append(compiled)
     return compiled
+
+
+class Operator:
+    """A function `(base, start, samples)` that compiled code calls by its address; compiled when that is asked for."""
+
+    def __init__(self, function: Callable[[Any, int, int], None]) -> None:
+        self.function = function
+        self.__name__ = function.__name__
+        self.__doc__ = function.__doc__
+
+    @cached_property
+    def address(self) -> int:
+        """The address of the compiled function."""
+        from numba.core import sigutils
+        from numba.core.ccallback import CFunc
+
+        signature = sigutils.normalize_signature(OPERATOR_SIGNATURE)
+        self.compiled = CFunc(self.function, signature, locals={}, options={})
+        _keep_on_disk(self.compiled)
+        self.compiled.compile()
+        KERNELS.append(self.compiled)
+        address = self.compiled.address
+        assert address is not None
+        return address

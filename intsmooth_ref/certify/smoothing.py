@@ -26,11 +26,10 @@ from ..noise.distributions import discrete_gaussian
 from ..noise.sampler import ESTIMATION, PREDICTION, SELECTION, check_addresses, noise_table
 from .binomial import two_sided_p_value_at_most
 from .radius import FULL_SCALE, radius_sq, radius_text, require_enough_samples
+from .votes import usual_batch, vote_counter
 
 #: The prediction of a classifier that does not commit itself.
 ABSTAIN = -1
-
-DEFAULT_BATCH = 100
 
 Rational = Union[Fraction, int, str, float, Decimal]
 
@@ -93,8 +92,9 @@ class SmoothedClassifier:
         seed: 0 .. 2**64-1; drawn from the operating system where none is given. A certificate is valid for seeds that
             are drawn after the image is chosen.
         engine: `auto`, `jit` or `reference`; changes no bit.
-        threads: how many samples' batches run at once, by default one a processor; changes no bit.
-        batch: samples per batch; changes no bit.
+        isa: the instruction set of the compiled engine, by default the best here; changes no bit.
+        threads: how many batches of samples run at once, by default one a processor; changes no bit.
+        batch: samples per batch, by default what suits the network's size; changes no bit.
 
     Raises:
         ParameterError: if a parameter is out of range.
@@ -102,7 +102,8 @@ class SmoothedClassifier:
 
     def __init__(
         self, model: IntegerModel, sigma: Rational | None = None, *, sigma_levels: Rational | None = None,
-        seed: int | None = None, engine: str = "auto", threads: int | None = None, batch: int = DEFAULT_BATCH,
+        seed: int | None = None, engine: str = "auto", isa: str | None = None, threads: int | None = None,
+        batch: int | None = None,
     ) -> None:  # fmt: skip
         if sigma is not None and sigma_levels is None:
             self.sigma_levels = exact_rational(sigma, "sigma") * FULL_SCALE
@@ -112,18 +113,14 @@ class SmoothedClassifier:
             raise ParameterError("sigma: expected either sigma (a fraction of full scale) or sigma_levels, not both")
         self.seed = secrets.randbits(64) if seed is None else seed
         self.threads = _processors() if threads is None else threads
-        self.batch = batch
         for what, value in (("threads", self.threads), ("batch", batch)):
-            if not 1 <= value <= 1 << 16:
+            if value is not None and not 1 <= value <= 1 << 16:
                 raise ParameterError(f"{what} {value}: expected 1 to {1 << 16}")
         self.model = model
         self.noise = noise_table(discrete_gaussian(self.sigma_levels))
-        self.engine = Engine(model, engine)
-        if self.engine.name == "jit":
-            from ..noise.kernels import add_noise
-        else:
-            from ..noise.sampler import add_noise
-        self._add_noise = add_noise
+        self.engine = Engine(model, engine, isa)
+        self.batch = batch
+        self._count = vote_counter(self.engine, self.noise)
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
 
     def certify(
@@ -207,15 +204,13 @@ class SmoothedClassifier:
     ) -> np.ndarray:  # fmt: skip
         """Votes of each class, int64 `(classes,)`, among samples 0 .. count-1 of one stage of one image."""
         pixels = np.ascontiguousarray(image).reshape(-1)
+        batch = self.batch or min(usual_batch(self.engine), -(-count // self.threads))
 
         def votes_of_batch(first: int) -> np.ndarray:
-            samples = min(self.batch, count - first)
-            noisy = self._add_noise(self.noise, pixels, self.seed, index, stage, first, samples)
-            classes = self.engine.classify(noisy.reshape(samples, *image.shape))
-            return np.bincount(classes, minlength=self.model.classes)
+            return self._count(pixels, self.seed, index, stage, first, min(batch, count - first))
 
         total = np.zeros(self.model.classes, np.int64)
-        starts = range(0, count, self.batch)
+        starts = range(0, count, batch)
         with closing(self._map(votes_of_batch, starts)) as batches:  # an interruption cancels the batches not begun
             for votes in batches:
                 total += votes

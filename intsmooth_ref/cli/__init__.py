@@ -14,12 +14,12 @@ from typing import NoReturn, Sequence
 
 from .. import __version__
 from ..errors import IntsmoothError
-from . import certify, inspect, predict
+from . import bench, certify, inspect, predict
 
 PROGRAM = "intsmooth-ref"
 #: Environment variable: a fault of the program shows its traceback.
 SHOW_TRACEBACK = "INTSMOOTH_TRACEBACK"
-SUBCOMMANDS = (certify, predict, inspect)
+SUBCOMMANDS = (certify, predict, inspect, bench)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -49,6 +49,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=("auto", "jit", "reference"), default="auto",
                         help="compiled or plain NumPy; changes no bit (default: auto, jit where Numba is)")  # fmt: skip
+    parser.add_argument("--isa", metavar="NAME",
+                        help="instruction set of the compiled engine: avx512vnni, avxvnni, avx2, dotprod, neon or"
+                        " portable; changes no bit (default: $INTSMOOTH_ISA, or the best here)")  # fmt: skip
 
 
 def add_sampling(parser: argparse.ArgumentParser, purpose: str) -> None:
@@ -65,8 +68,8 @@ def add_sampling(parser: argparse.ArgumentParser, purpose: str) -> None:
                         help=f"samples that {purpose} (default: 1000; published figures use 100000)")  # fmt: skip
     parser.add_argument("--alpha", type=rational, default=Fraction(1, 1000), metavar="A",
                         help="probability that an image's result may be wrong (default: 0.001)")  # fmt: skip
-    parser.add_argument("--batch", type=integer_from(1), default=100, metavar="B",
-                        help="samples computed at a time; changes no bit (default: 100)")  # fmt: skip
+    parser.add_argument("--batch", type=integer_from(1), metavar="B",
+                        help="samples computed at a time; changes no bit (default: by the network's size)")  # fmt: skip
     parser.add_argument("--skip", type=integer_from(1), default=1, metavar="K",
                         help="take every K-th image (default: 1, all)")  # fmt: skip
     parser.add_argument("--max", type=integer_from(1), metavar="M",
@@ -113,5 +116,5 @@ def open_classifier(options: argparse.Namespace, seed: int | None) -> SmoothedCl
         sigma = DEFAULT_SIGMA
     return SmoothedClassifier(
         open_model(options.model).model, sigma, sigma_levels=options.sigma_levels, seed=seed,
-        engine=options.engine, threads=options.threads, batch=options.batch,
+        engine=options.engine, isa=options.isa, threads=options.threads, batch=options.batch,
     )  # fmt: skip

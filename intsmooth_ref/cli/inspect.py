@@ -52,9 +52,10 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if opened.known_answers is None:
         raise ModelFormatError(f"{options.model}: holds no known answers to check")
-    engine = Engine(model, options.engine)
+    engine = Engine(model, options.engine, options.isa)
     difference = first_difference(engine, opened.known_answers)
     if difference:
         raise ModelFormatError(f"{options.model or 'the embedded model'}: known answers differ: {difference}")
-    print(f"known answers agree: {len(opened.known_answers.inputs)} images, every layer, engine {engine.name}")
+    images = len(opened.known_answers.inputs)
+    print(f"known answers agree: {images} images, every layer, engine {engine.name} ({engine.isa})")
     return 0

@@ -1,42 +1,61 @@
 """The engines: two ways to compute a model, equal to the bit.
 
-`reference` is the specification in plain NumPy; `jit` is compiled by Numba. Each offers `bind(layer, sources)`, the
-function that computes one layer; walking the graph is the same for both and stands here.
+`reference` is the specification in plain NumPy; `jit` is compiled by Numba, for the best of the instruction sets that
+this machine runs (`jit/simd.py`), or for the one that is asked for.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from functools import lru_cache
-from importlib import import_module
-from typing import Callable, Iterator
+from typing import TYPE_CHECKING, Iterator
 
 import numpy as np
 
 from ..compilation import jit_disabled, numba_available
 from ..errors import DatasetError, ParameterError
 from ..model.graph import IntegerModel
+from .reference import ReferenceModel
+
+if TYPE_CHECKING:
+    from .jit import CompiledModel
 
 ENGINES = ("auto", "jit", "reference")
 
+#: Environment variable: the instruction set, where no argument names one.
+ISA_VARIABLE = "INTSMOOTH_ISA"
+
 
 class Engine:
-    """A model made ready to run. May be used by several threads at once: nothing in it changes after it is made."""
+    """A model made ready to run. May be used by several threads at once.
 
-    def __init__(self, model: IntegerModel, name: str = "auto") -> None:
+    Attributes:
+        name: `jit` or `reference`.
+        isa: the instruction set that the compiled engine uses, `portable` for its plain loops; of the reference
+            engine, `numpy`.
+        compiled: what the compiled engine made of the model, else None.
+    """
+
+    def __init__(self, model: IntegerModel, name: str = "auto", isa: str | None = None) -> None:
         """Prepare `model` for the named engine; `auto` is `jit` where Numba can compile.
 
+        Args:
+            isa: the instruction set; by default what the environment variable INTSMOOTH_ISA names, or the best.
+
         Raises:
-            ParameterError: if there is no engine of that name, or it needs Numba and there is none.
+            ParameterError: if there is no engine or instruction set of that name, or it does not run here.
         """
         self.model = model
         self.name = resolve_engine(name)
-        bind = import_module(f"{__name__}.{self.name}").bind
-        self._steps: list[tuple[str, tuple[str, ...], Callable[..., np.ndarray]]] = [
-            (layer.name, layer.inputs, bind(layer, [model.proofs[name] for name in layer.inputs]))
-            for layer in model.layers
-        ]
-        self._last_use = {name: layer.name for layer in model.layers for name in layer.inputs}
+        self.compiled: CompiledModel | None = None
+        self.isa = "numpy"
+        if self.name == "jit":
+            from .jit.selection import compile_model
+
+            self.compiled = compile_model(model, isa or os.environ.get(ISA_VARIABLE) or "auto")
+            self.isa = self.compiled.isa
+        self._ready = self.compiled or ReferenceModel(model)
 
     def trace(self, images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """Compute layer by layer: yields each layer's name and output `(N, ...)`.
@@ -48,28 +67,23 @@ class Engine:
         Raises:
             DatasetError: if they have another dtype or shape.
         """
-        shape = self.model.input.shape
-        if images.dtype != np.int32 or images.shape[1:] != shape:
-            raise DatasetError(f"images: found {images.dtype} {images.shape}, expected int32 (N, *{shape})")
-        tensors: dict[str, np.ndarray] = {}
-        for name, inputs, compute in self._steps:
-            tensors[name] = compute(*(tensors[each] for each in inputs)) if inputs else compute(images)
-            yield name, tensors[name]
-            for each in inputs:
-                if self._last_use[each] == name:
-                    tensors.pop(each, None)
+        self._check(images)
+        yield from self._ready.trace(images)
 
     def output(self, images: np.ndarray) -> np.ndarray:
         """The last layer's output: scores `(N, classes)`, or `(N,)` where the model ends in an `ArgMax`."""
-        result = images
-        for _, result in self.trace(images):
-            pass
-        return result
+        self._check(images)
+        return self._ready.output(images)
 
     def classify(self, images: np.ndarray) -> np.ndarray:
-        """The class of each image, `(N,)`: the index of the largest score, the lowest one in a tie."""
-        result = self.output(images)
-        return result if result.ndim == 1 else result.argmax(axis=-1)
+        """The class of each image, int32 `(N,)`: the index of the largest score, the lowest one in a tie."""
+        self._check(images)
+        return self._ready.classify(images)
+
+    def _check(self, images: np.ndarray) -> None:
+        shape = self.model.input.shape
+        if images.dtype != np.int32 or images.shape[1:] != shape:
+            raise DatasetError(f"images: found {images.dtype} {images.shape}, expected int32 (N, *{shape})")
 
 
 def resolve_engine(name: str) -> str:

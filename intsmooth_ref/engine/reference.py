@@ -6,12 +6,13 @@ int64. Each operator takes its layer, the proofs of the tensors it reads, and th
 
 from __future__ import annotations
 
-from functools import partial, singledispatch
-from typing import Callable, Sequence
+from functools import singledispatch
+from typing import Iterator, Sequence
 
 import numpy as np
 
 from ..fixedpoint import requantize
+from ..model.graph import IntegerModel
 from ..model.layers import (
     INTEGER_RANGES,
     Add,
@@ -39,9 +40,35 @@ from ..model.proof import TensorProof
 Sources = Sequence[TensorProof]
 
 
-def bind(layer: Layer, sources: Sources) -> Callable[..., np.ndarray]:
-    """The function from input tensors to the output tensor of one layer."""
-    return partial(operate, layer, sources)
+class ReferenceModel:
+    """A model computed layer by layer, all images at once."""
+
+    def __init__(self, model: IntegerModel) -> None:
+        self.model = model
+        self._last_use = {name: layer.name for layer in model.layers for name in layer.inputs}
+
+    def trace(self, images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Each layer's name and output; what no layer reads any more is let go."""
+        tensors: dict[str, np.ndarray] = {}
+        for layer in self.model.layers:
+            sources = [self.model.proofs[name] for name in layer.inputs]
+            tensors[layer.name] = operate(layer, sources, *([tensors[name] for name in layer.inputs] or [images]))
+            yield layer.name, tensors[layer.name]
+            for name in layer.inputs:
+                if self._last_use[name] == layer.name:
+                    tensors.pop(name, None)
+
+    def output(self, images: np.ndarray) -> np.ndarray:
+        """The last layer's output."""
+        result = images
+        for _, result in self.trace(images):
+            pass
+        return result
+
+    def classify(self, images: np.ndarray) -> np.ndarray:
+        """The class of each image, `(N,)`."""
+        result = self.output(images)
+        return result if result.ndim == 1 else result.argmax(axis=-1).astype(np.int32)
 
 
 @singledispatch

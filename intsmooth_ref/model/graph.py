@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Mapping
 
-from .layers import ArgMax, InputQuantization, Layer
+from .layers import ArgMax, Conv2D, InputQuantization, Layer, Linear
 from .proof import TensorProof, prove
 
 
@@ -38,6 +39,12 @@ class IntegerModel:
     @property
     def output(self) -> Layer:
         return self.layers[-1]
+
+    def multiply_adds(self, name: str) -> int:
+        """How many products of a weight and an input a layer adds up for one sample, those with padding included."""
+        layer = next(layer for layer in self.layers if layer.name == name)
+        taps = int(layer.weights[0].size) if isinstance(layer, (Conv2D, Linear)) else 0
+        return taps * prod(self.proofs[name].shape)
 
     @property
     def classes(self) -> int:

@@ -1,249 +1,148 @@
-"""The compiled engine: what `reference.py` specifies, with the loops of `operators.py`.
+"""The compiled engine: what `reference.py` specifies, as steps over flat memories.
 
-`bind` lays a layer's constants out once, as its kernel reads them, and returns the function that computes the layer.
+    memory.py      the five memories, and how operators are called
+    layout.py      where tensors lie
+    lowering.py    from a model to steps
+    operators.py   what a step does
+    simd.py        vector instructions
+    selection.py   which of them are used here
 """
 
 from __future__ import annotations
 
-from functools import singledispatch
-from typing import Callable, Sequence
+import time
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Iterator
 
 import numpy as np
 
-from ...fixedpoint import ROUNDING_MODES
-from ...model.layers import (
-    INTEGER_RANGES,
-    Add,
-    ArgMax,
-    AveragePool,
-    Clamp,
-    Concat,
-    Conv2D,
-    Flatten,
-    GlobalAveragePool,
-    InputQuantization,
-    Layer,
-    Linear,
-    LookupTable,
-    MaxPool,
-    Pad,
-    Quantization,
-    Requantization,
-    Requantize,
-    Reshape,
-    Softmax,
-)
-from ...model.proof import TensorProof
-from .. import reference
-from . import operators
-
-Compute = Callable[..., np.ndarray]
-Sources = Sequence[TensorProof]
+from ...model.graph import IntegerModel
+from .layout import byte_offset
+from .lowering import Program, Tile, lower
+from .memory import Memory, base_of, classify, execute, jit_disabled
 
 
-@singledispatch
-def bind(layer: Layer, sources: Sources) -> Compute:
-    raise TypeError(f"no kernel for {layer.kind}")
+class WorkSpace:
+    """What one thread at a time works in: the memory of a program, and where images go in and classes come out.
+
+    Attributes:
+        noisy: int32 `(samples of a block, elements)`.
+        classes: int32 `(samples of a block,)`.
+    """
+
+    def __init__(self, program: Program, elements: int) -> None:
+        self.memory: Memory = program.memory()
+        self.base = base_of(self.memory)
+        words, samples = self.memory.accumulators, program.samples
+        self.noisy = words[program.image : program.image + samples * elements].reshape(samples, elements)
+        self.classes = words[program.classes : program.classes + samples]
 
 
-def _clamped(output: Quantization) -> tuple[np.int64, np.int64, np.int64]:
-    return np.int64(output.zero_point), np.int64(output.minimum), np.int64(output.maximum)
+@dataclass(frozen=True)
+class StepTime:
+    """What a step took.
+
+    Attributes:
+        layers: that it computes.
+        kernel: name of its operator, the slowest if there are several.
+        multiply_adds: a sample.
+        seconds: a sample.
+    """
+
+    layers: tuple[str, ...]
+    kernel: str
+    multiply_adds: int
+    seconds: float
 
 
-def _rounding(requantization: Requantization | None, channels: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Multiplier, shift and code, one entry per channel."""
-    if requantization is None:
-        return np.ones(channels, np.int64), np.ones(channels, np.int64), operators.BARE_ACCUMULATOR
-    multiplier = np.broadcast_to(requantization.multiplier, channels).astype(np.int64)
-    shift = np.broadcast_to(requantization.shift, channels).astype(np.int64)
-    return multiplier, shift, ROUNDING_MODES.index(requantization.rounding)
+class CompiledModel:
+    """A model made ready for the compiled engine; several threads may use it at once.
+
+    Attributes:
+        isa: the instruction set.
+    """
+
+    def __init__(self, model: IntegerModel, isa: str, tile: Tile | None = None) -> None:
+        self.model, self.isa = model, isa
+        self.program = lower(model, isa, tile)
+        self._elements = prod(model.input.shape)
+        self.calls = callable_form(self.program)
+
+    def work_space(self) -> WorkSpace:
+        """What one thread at a time works in."""
+        return WorkSpace(self.program, self._elements)
+
+    def trace(self, images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Each layer's name and output; layers that are computed at one go otherwise are computed one by one."""
+        program = lower(self.model, self.isa, keep_all=True)
+        tensors = _run(self.model, program, images, [layer.name for layer in self.model.layers])
+        yield from tensors.items()
+
+    def output(self, images: np.ndarray) -> np.ndarray:
+        """The last layer's output."""
+        name = self.model.output.name
+        return _run(self.model, self.program, images, [name])[name]
+
+    def classify(self, images: np.ndarray) -> np.ndarray:
+        """The class of each image, `(N,)`."""
+        classes = np.empty(len(images), np.int32)
+        space = self.work_space()
+        flat = np.ascontiguousarray(images).reshape(len(images), self._elements)
+        writable = flat if flat.flags.writeable else flat.copy()  # one compiled version serves every caller
+        classify(self.calls, space.base, self.program.samples, writable, space.noisy, space.classes, classes)
+        return classes
+
+    def profile(self, images: np.ndarray, repeats: int) -> list[StepTime]:
+        """The median time of each step over `repeats` runs on the first images."""
+        count = min(len(images), self.program.samples)
+        space = self.work_space()
+        flat = images[:count].reshape(count, self._elements)
+        seconds = np.empty((repeats, len(self.program.steps)))
+        calls = [callable_form(self.program, step) for step in range(len(self.program.steps))]
+        for turn in range(repeats):
+            space.noisy[:count] = flat
+            for index, call in enumerate(calls):
+                begin = time.perf_counter()
+                execute(call, space.base, count)
+                seconds[turn, index] = time.perf_counter() - begin
+        medians = np.median(seconds, axis=0) / count
+        return [
+            StepTime(step.layers, step.calls[0][0].__name__, step.multiply_adds, float(median))
+            for step, median in zip(self.program.steps, medians)
+        ]
 
 
-def _window_shape(x: np.ndarray, kernel: Sequence[int], layer: Conv2D | MaxPool | AveragePool) -> tuple[int, ...]:
-    top, bottom, left, right = layer.padding
-    height = (x.shape[1] + top + bottom - kernel[0]) // layer.strides[0] + 1
-    width = (x.shape[2] + left + right - kernel[1]) // layer.strides[1] + 1
-    return len(x), height, width
+def callable_form(program: Program, step: int | None = None) -> Any:
+    """The calls of a program, or of one of its steps, as `execute` takes them."""
+    steps = program.steps if step is None else program.steps[step : step + 1]
+    calls = [call for each in steps for call in each.calls]
+    if jit_disabled():
+        return calls
+    return np.array([(operator.address, start) for operator, start in calls], np.int64).reshape(-1, 2)
 
 
-@bind.register
-def _(layer: InputQuantization, sources: Sources) -> Compute:
-    rounding, output = _rounding(layer.requantization, 1), _clamped(layer.output)
-
-    def compute(images: np.ndarray) -> np.ndarray:
-        out = np.empty(images.shape, layer.output.dtype)
-        flat = np.ascontiguousarray(images, np.int32).reshape(len(images), int(np.prod(layer.shape)))
-        operators.input_quantization(flat, *rounding, output, out.reshape(flat.shape))
-        return out
-
-    return compute
-
-
-@bind.register
-def _(layer: Conv2D, sources: Sources) -> Compute:
-    outputs, kernel_height, kernel_width, _ = layer.weights.shape
-    weights = layer.weights.reshape(outputs, -1).astype(np.int16)
-    window = ((kernel_height - 1) * layer.dilation[0] + 1, (kernel_width - 1) * layer.dilation[1] + 1)
-    constants = (
-        np.int32(sources[0].zero_point), weights, layer.bias.copy(), *_rounding(layer.requantization, outputs),
-        _clamped(layer.output),
-    )  # fmt: skip
-    geometry = ((kernel_height, kernel_width), layer.strides, (layer.padding[0], layer.padding[2]), layer.dilation)
-
-    def compute(x: np.ndarray) -> np.ndarray:
-        out = np.empty((*_window_shape(x, window, layer), outputs), layer.output.dtype)
-        patches = np.empty((out.shape[2], layer.groups, weights.shape[1]), np.int16)
-        scratch = patches, np.empty((out.shape[2], outputs), np.int32)
-        operators.conv2d(x, *constants, *geometry, *scratch, out)
-        return out
-
-    return compute
+def _run(model: IntegerModel, program: Program, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    """Run a program on images, block by block, and copy the named layers' outputs."""
+    elements = prod(model.input.shape)
+    space, calls = WorkSpace(program, elements), callable_form(program)
+    proofs = [model.proofs[name] for name in names]
+    outputs = {name: np.empty((len(images), *proof.shape), proof.dtype) for name, proof in zip(names, proofs)}
+    for begin in range(0, len(images), program.samples):
+        block = images[begin : begin + program.samples]
+        space.noisy[: len(block)] = block.reshape(len(block), elements)
+        execute(calls, space.base, len(block))
+        for name, proof in zip(names, proofs):
+            outputs[name][begin : begin + len(block)] = _tensor(program, space, name, proof.dtype, len(block)).reshape(
+                len(block), *proof.shape
+            )
+    return outputs
 
 
-@bind.register
-def _(layer: Linear, sources: Sources) -> Compute:
-    outputs = len(layer.weights)
-    weights = layer.weights.astype(np.int16)
-    constants = (
-        np.int32(sources[0].zero_point), weights, layer.bias.copy(), *_rounding(layer.requantization, outputs),
-        _clamped(layer.output),
-    )  # fmt: skip
-
-    def compute(x: np.ndarray) -> np.ndarray:
-        out = np.empty((len(x), outputs), layer.output.dtype)
-        scratch = np.empty((len(x), 1, weights.shape[1]), np.int16), np.empty((len(x), outputs), np.int32)
-        operators.linear(x, *constants, *scratch, out)
-        return out
-
-    return compute
-
-
-@bind.register
-def _(layer: Add, sources: Sources) -> Compute:
-    zero_points = (np.int64(sources[0].zero_point), np.int64(sources[1].zero_point))
-    constants = (zero_points, layer.multiplier.astype(np.int64), np.int64(layer.shift), _clamped(layer.output))
-
-    def compute(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        out = np.empty(a.shape, layer.output.dtype)
-        operators.add(a.reshape(-1), b.reshape(-1), *constants, out.reshape(-1))
-        return out
-
-    return compute
-
-
-@bind.register
-def _(layer: MaxPool, sources: Sources) -> Compute:
-    def compute(x: np.ndarray) -> np.ndarray:
-        out = np.empty((*_window_shape(x, layer.kernel, layer), x.shape[3]), x.dtype)
-        operators.max_pool(x, layer.kernel, layer.strides, (layer.padding[0], layer.padding[2]), out)
-        return out
-
-    return compute
-
-
-@bind.register
-def _(layer: AveragePool, sources: Sources) -> Compute:
-    corner = (layer.padding[0], layer.padding[2])
-
-    def compute(x: np.ndarray) -> np.ndarray:
-        out = np.empty((*_window_shape(x, layer.kernel, layer), x.shape[3]), x.dtype)
-        total = np.empty(x.shape[3], np.int32)
-        operators.average_pool(
-            x, sources[0].zero_point, layer.kernel, layer.strides, corner, layer.count_include_pad, total, out
-        )
-        return out
-
-    return compute
-
-
-@bind.register
-def _(layer: GlobalAveragePool, sources: Sources) -> Compute:
-    channels = sources[0].shape[2]
-    constants = (np.int32(sources[0].zero_point), *_rounding(layer.requantization, channels), _clamped(layer.output))
-
-    def compute(x: np.ndarray) -> np.ndarray:
-        out = np.empty((len(x), channels), layer.output.dtype)
-        rows, accumulator = x.reshape(len(x), x.shape[1] * x.shape[2], channels), np.empty((len(x), channels), np.int32)
-        operators.global_average_pool(rows, *constants, accumulator, out)
-        return out
-
-    return compute
-
-
-@bind.register
-def _(layer: Clamp, sources: Sources) -> Compute:
-    def compute(x: np.ndarray) -> np.ndarray:
-        out = np.empty_like(x)
-        operators.clamp(x.reshape(-1), np.int64(layer.minimum), np.int64(layer.maximum), out.reshape(-1))
-        return out
-
-    return compute
-
-
-@bind.register
-def _(layer: Pad, sources: Sources) -> Compute:
-    top, bottom, left, right = layer.padding
-
-    def compute(x: np.ndarray) -> np.ndarray:
-        samples, height, width, channels = x.shape
-        out = np.empty((samples, height + top + bottom, width + left + right, channels), x.dtype)
-        operators.pad(x, x.dtype.type(sources[0].zero_point), (top, left), out)
-        return out
-
-    return compute
-
-
-@bind.register
-def _(layer: Requantize, sources: Sources) -> Compute:
-    channels = sources[0].shape[-1]
-    constants = (np.int64(sources[0].zero_point), *_rounding(layer.requantization, channels), _clamped(layer.output))
-
-    def compute(x: np.ndarray) -> np.ndarray:
-        out = np.empty(x.shape, layer.output.dtype)
-        operators.requantize(x.reshape(-1, channels), *constants, out.reshape(-1, channels))
-        return out
-
-    return compute
-
-
-@bind.register
-def _(layer: LookupTable, sources: Sources) -> Compute:
-    offset, table = np.int64(INTEGER_RANGES[sources[0].dtype][0]), layer.table.astype(layer.output.dtype)
-
-    def compute(x: np.ndarray) -> np.ndarray:
-        out = np.empty(x.shape, layer.output.dtype)
-        operators.lookup_table(x.reshape(-1), offset, table, out.reshape(-1))
-        return out
-
-    return compute
-
-
-@bind.register
-def _(layer: Softmax, sources: Sources) -> Compute:
-    channels, table = sources[0].shape[-1], layer.table.astype(np.int64)
-    zero_point, maximum = np.int64(layer.output.zero_point), np.int64(layer.output.maximum)
-
-    def compute(x: np.ndarray) -> np.ndarray:
-        out = np.empty(x.shape, layer.output.dtype)
-        operators.softmax(x.reshape(-1, channels), table, zero_point, maximum, out.reshape(-1, channels))
-        return out
-
-    return compute
-
-
-@bind.register
-def _(layer: ArgMax, sources: Sources) -> Compute:
-    def compute(x: np.ndarray) -> np.ndarray:
-        out = np.empty(len(x), np.int32)
-        operators.arg_max(x, out)
-        return out
-
-    return compute
-
-
-@bind.register(Concat)
-@bind.register(Flatten)
-@bind.register(Reshape)
-def _(layer: Layer, sources: Sources) -> Compute:
-    """Pure movement of data, which NumPy does as it stands."""
-    return reference.bind(layer, sources)
+def _tensor(program: Program, space: WorkSpace, name: str, dtype: str, samples: int) -> np.ndarray:
+    tensor = program.tensors.get(name)
+    if tensor is None:  # of an ArgMax
+        return space.classes[:samples]
+    if tensor.wide:
+        return tensor.view(space.memory.accumulators, samples)
+    return (tensor.view(space.memory.activations, samples) - np.uint8(byte_offset(dtype))).view(dtype)

@@ -1,30 +1,44 @@
-"""The operators as Numba kernels: loops over int32 accumulators and int64 products, no floating-point instruction.
+"""The operators of the compiled engine: loops over int32 accumulators and int64 products, no floating point.
 
-Every kernel writes into `out`, whose dtype is the layer's; `x` is C-contiguous. `multiplier` and `shift` are int64 with
-one entry per output channel. What an operator means is said in `reference.py`; here stands only how the loops run.
-No kernel allocates memory: what it works in is passed to it as scratch.
-Scalars are cast explicitly because Numba and NumPy promote mixed integers differently. Arrays are copied element by
-element: Numba's slice assignment carries an error message whose formatting uses floats.
+What an operator means is said in `reference.py`; here stands only how the loops run. Every tensor of 8 bits is uint8:
+int8 is stored plus 128, and so are its zero point and its limits (`lowering`). Operators are called as `memory`
+describes; each says which parameters it reads, in this order, "tensor" standing for the seven integers of `Tensor`,
+"rounding" for the seven of `Rounding`. They allocate nothing. Arrays are copied element by element: Numba's slice
+assignment carries an error message whose formatting uses floats.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 
-from ...compilation import kernel
+from ...compilation import Operator, kernel
+from .memory import arrays
+from .simd import convolution_tile
 
-Pair = tuple[int, int]
-#: Zero point, minimum and maximum of the output, int64.
-Clamped = tuple[int, int, int]
+#: Of a tensor in memory: place of its first element, distance of samples, rows and pixels, height, width, channels.
+Tensor = tuple[int, int, int, int, int, int, int]
+#: Place of the multipliers and of the shifts in `code`, 1 if there is one a channel or else 0, code of the mode (an
+#: index into `fixedpoint.ROUNDING_MODES`), zero point, minimum and maximum.
+Rounding = tuple[int, int, int, int, int, int, int]
 
-#: Codes of the requantization: an index into `fixedpoint.ROUNDING_MODES`, or this for the bare accumulator.
-BARE_ACCUMULATOR = -1
+TENSOR_FIELDS = ROUNDING_FIELDS = 7
 SINGLE_ROUNDING = 0
+#: How many pixels the portable convolution gathers before it multiplies.
+GATHERED_PIXELS = 16
+
+
+@kernel
+def seven(code: np.ndarray, at: int) -> Tensor:
+    """Seven parameters: a tensor, or a rounding."""
+    return code[at], code[at + 1], code[at + 2], code[at + 3], code[at + 4], code[at + 5], code[at + 6]
 
 
 @kernel
 def requantized(accumulator: int, multiplier: int, shift: int, rounding: int) -> int:
-    """Equations (2) and (3) of `fixedpoint` for one accumulator; all arguments int64 but the code."""
+    """Equations (2) and (3) of `fixedpoint` for one accumulator; all arguments int64."""
     one = np.int64(1)
     if rounding == SINGLE_ROUNDING:
         return (accumulator * multiplier + (one << (shift - one))) >> shift
@@ -42,242 +56,405 @@ def requantized(accumulator: int, multiplier: int, shift: int, rounding: int) ->
 
 
 @kernel
-def store(
-    accumulator: np.ndarray, multiplier: np.ndarray, shift: np.ndarray, rounding: int, output: Clamped,
-    out: np.ndarray,
-) -> None:  # fmt: skip
-    """Write accumulators int32 `(rows, C)` as 8 bits, or as they are."""
-    zero_point, minimum, maximum = output
-    if rounding == BARE_ACCUMULATOR:
-        for n in range(out.shape[0]):
-            for c in range(out.shape[1]):
-                out[n, c] = accumulator[n, c]
+def rounded(accumulator: int, code: np.ndarray, rounding: Rounding, channel: int) -> int:
+    """The accumulator of a channel, int64, as a byte."""
+    multipliers, shifts, step, mode, zero_point, low, high = rounding
+    at = channel * step
+    q = zero_point + requantized(accumulator, code[multipliers + at], code[shifts + at], mode)
+    return min(max(q, low), high)
+
+
+@kernel
+def round_channels(values: np.ndarray, code: np.ndarray, rounding: Rounding, out: np.ndarray) -> None:
+    """The accumulators of a pixel, int32 `(C,)`, to bytes."""
+    multipliers, shifts, step, mode, zero_point, low, high = rounding
+    if step == 0:
+        round_alike(values, code, rounding, out)
+    elif mode == SINGLE_ROUNDING:
+        multiplier, shift = code[multipliers : multipliers + values.shape[0]], code[shifts : shifts + values.shape[0]]
+        for c in range(values.shape[0]):
+            q = (np.int64(values[c]) * multiplier[c] + (np.int64(1) << (shift[c] - np.int64(1)))) >> shift[c]
+            out[c] = min(max(zero_point + q, low), high)
     else:
-        for n in range(out.shape[0]):
-            for c in range(out.shape[1]):
-                q = zero_point + requantized(np.int64(accumulator[n, c]), multiplier[c], shift[c], rounding)
-                out[n, c] = min(max(q, minimum), maximum)
+        for c in range(values.shape[0]):
+            out[c] = rounded(np.int64(values[c]), code, rounding, c)
 
 
 @kernel
-def input_quantization(
-    x: np.ndarray, multiplier: np.ndarray, shift: np.ndarray, rounding: int, output: Clamped, out: np.ndarray
-) -> None:
-    """`x` int32 and `out` are `(N, elements)`."""
-    zero_point, minimum, maximum = output
-    for n in range(x.shape[0]):
-        for i in range(x.shape[1]):
-            q = zero_point + requantized(np.int64(x[n, i]), multiplier[0], shift[0], rounding)
-            out[n, i] = min(max(q, minimum), maximum)
+def round_alike(values: np.ndarray, code: np.ndarray, rounding: Rounding, out: np.ndarray) -> None:
+    """Int32 accumulators, all of one multiplier and shift, to bytes."""
+    multipliers, shifts, _, mode, zero_point, low, high = rounding
+    multiplier, shift = np.int64(np.int32(code[multipliers])), code[shifts]
+    if mode == SINGLE_ROUNDING:
+        half = np.int64(1) << (shift - np.int64(1))
+        for i in range(values.shape[0]):
+            q = (np.int64(values[i]) * multiplier + half) >> shift
+            out[i] = min(max(zero_point + q, low), high)
+    else:
+        for i in range(values.shape[0]):
+            out[i] = rounded(np.int64(values[i]), code, rounding, 0)
 
 
-@kernel
-def requantize(
-    x: np.ndarray, input_zero: int, multiplier: np.ndarray, shift: np.ndarray, rounding: int, output: Clamped,
-    out: np.ndarray,
-) -> None:  # fmt: skip
-    """`x` and `out` are `(rows, C)`."""
-    zero_point, minimum, maximum = output
-    for n in range(x.shape[0]):
-        for c in range(x.shape[1]):
-            q = requantized(np.int64(x[n, c]) - input_zero, multiplier[c], shift[c], rounding)
-            out[n, c] = min(max(zero_point + q, minimum), maximum)
+@Operator
+def quantize_input(base, start, samples):  # type: ignore[no-untyped-def]
+    """The noisy image, dense int32 in `accumulators`, to 8 bits.
 
-
-@kernel
-def accumulate(patches: np.ndarray, weights: np.ndarray, bias: np.ndarray, accumulator: np.ndarray) -> None:
-    """`accumulator[n, o] = bias[o] + sum_k patches[n, g, k] * weights[o, k]`, with g the group of output o.
-
-    Patches `(N, G, K)` and weights `(O, K)` are int16, so that a processor multiplies and adds them in pairs.
+    Parameters: place of the image, out tensor, rounding.
     """
-    samples, groups, taps = patches.shape
-    share = weights.shape[0] // groups
+    code, _, _, activations, accumulators = arrays(base)
+    image = code[start]
+    out, sample, row, pixel, height, width, channels = seven(code, start + 1)
+    rounding = seven(code, start + 8)
+    size = height * width * channels
     for n in range(samples):
-        for g in range(groups):
-            patch = patches[n, g]
-            for o in range(g * share, (g + 1) * share):
-                row = weights[o]
-                total = bias[o]
+        noisy = accumulators[image + n * size : image + (n + 1) * size]
+        round_alike(noisy, code, rounding, noisy)
+        i = 0
+        for h in range(height):
+            for w in range(width):
+                at = out + n * sample + h * row + w * pixel
+                if channels == 3:  # most images; a loop would cost more than its body
+                    activations[at] = noisy[i]
+                    activations[at + 1] = noisy[i + 1]
+                    activations[at + 2] = noisy[i + 2]
+                else:
+                    for c in range(channels):
+                        activations[at + c] = noisy[i + c]
+                i += channels
+
+
+@Operator
+def accumulate(base, start, samples):  # type: ignore[no-untyped-def]
+    """The accumulators of a convolution with any grouping: the portable form of `convolution`.
+
+    Parameters: place of the input; in `tables`, of the offsets of the input pixels and of the runs of bytes that a
+    window consists of; number of runs, bytes of a run; pixels of a sample; place of the weights `(O, runs, bytes)` in
+    `octets` and of the biases in `tables`; groups, input channels of a group, output channels of a group; place of the
+    accumulators and their distance from pixel to pixel; place of scratch in `activations`, bytes
+    `(GATHERED_PIXELS, groups, runs * bytes)`.
+    """
+    code, tables, octets, activations, accumulators = arrays(base)
+    p = code[start : start + 14]
+    x, places, runs, run_count, run_bytes, pixels, weights, biases = p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]
+    groups, depth, share, out, out_pixel, scratch = p[8], p[9], p[10], p[11], p[12], p[13]
+    taps = run_count * run_bytes
+    for first in range(0, samples * pixels, GATHERED_PIXELS):
+        count = min(GATHERED_PIXELS, samples * pixels - first)
+        for index in range(count):
+            for g in range(groups):
+                window = scratch + (index * groups + g) * taps
+                begin = x + tables[places + first + index] + g * depth
+                for r in range(run_count):
+                    source = activations[begin + tables[runs + r] : begin + tables[runs + r] + run_bytes]
+                    target = activations[window + r * run_bytes : window + (r + 1) * run_bytes]
+                    for i in range(run_bytes):
+                        target[i] = source[i]
+        for o in range(groups * share):
+            row = octets[weights + o * taps : weights + (o + 1) * taps]
+            for index in range(count):
+                window = scratch + (index * groups + o // share) * taps
+                patch = activations[window : window + taps]
+                total = np.int64(tables[biases + o])
                 for k in range(taps):
-                    total += np.int32(np.int32(patch[k]) * np.int32(row[k]))
-                accumulator[n, o] = total
+                    total += np.int64(patch[k]) * np.int64(row[k])
+                accumulators[out + (first + index) * out_pixel + o] = total  # modulo 2**32, as all sums here
 
 
-@kernel
-def gather(
-    x: np.ndarray, input_zero: int, n: int, top: int, left: int, kernel_shape: Pair, strides: Pair, dilation: Pair,
-    patches: np.ndarray,
-) -> None:  # fmt: skip
-    """The windows of one row of outputs of image n, less the zero point, to int16 `(OW, G, KH * KW * C / G)`.
+@Operator
+def accumulate_depthwise(base, start, samples):  # type: ignore[no-untyped-def]
+    """The accumulators of a depthwise convolution, likewise.
 
-    What falls into the padding reads the zero point, that is, 0. The first window begins at `(top, left)`.
+    Parameters: place of the input; in `tables`, of the offsets of the input pixels and of the taps; number of taps,
+    channels; pixels of a sample; place of the weights `(taps, channels)` in `octets` and of the biases in `tables`;
+    place of the accumulators and their distance from pixel to pixel.
     """
-    _, height, width, channels = x.shape
-    groups = patches.shape[1]
-    depth = channels // groups
-    for ow in range(patches.shape[0]):
-        for kh in range(kernel_shape[0]):
-            ih = top + kh * dilation[0]
-            for kw in range(kernel_shape[1]):
-                iw = left + ow * strides[1] + kw * dilation[1]
-                first = (kh * kernel_shape[1] + kw) * depth
-                inside = 0 <= ih and ih < height and 0 <= iw and iw < width
-                for g in range(groups):
-                    if inside:
-                        for i in range(depth):
-                            patches[ow, g, first + i] = np.int32(x[n, ih, iw, g * depth + i]) - input_zero
-                    else:
-                        for i in range(depth):
-                            patches[ow, g, first + i] = np.int16(0)
+    code, tables, octets, activations, accumulators = arrays(base)
+    p = code[start : start + 10]
+    x, places, taps, tap_count, channels, pixels = p[0], p[1], p[2], p[3], p[4], p[5]
+    weights, biases, out, out_pixel = p[6], p[7], p[8], p[9]
+    for index in range(samples * pixels):
+        total = accumulators[out + index * out_pixel : out + index * out_pixel + channels]
+        for c in range(channels):
+            total[c] = tables[biases + c]
+        for tap in range(tap_count):
+            begin = x + tables[places + index] + tables[taps + tap]
+            source = activations[begin : begin + channels]
+            weight = octets[weights + tap * channels : weights + (tap + 1) * channels]
+            for c in range(channels):
+                total[c] = np.int64(total[c]) + np.int64(source[c]) * np.int64(weight[c])
 
 
-@kernel
-def conv2d(
-    x: np.ndarray, input_zero: int, weights: np.ndarray, bias: np.ndarray, multiplier: np.ndarray,
-    shift: np.ndarray, rounding: int, output: Clamped, kernel_shape: Pair, strides: Pair, corner: Pair,
-    dilation: Pair, patches: np.ndarray, accumulator: np.ndarray, out: np.ndarray,
-) -> None:  # fmt: skip
-    """`weights` int16 `(O, K)` with `K = KH * KW * I / groups`, `corner` the padding `(top, left)`.
+@Operator
+def store(base, start, samples):  # type: ignore[no-untyped-def]
+    """Accumulators to bytes.
 
-    Scratch, for one row of outputs: `patches` int16 `(OW, groups, K)`, `accumulator` int32 `(OW, O)`.
+    Parameters: place of the accumulators and their distance from pixel to pixel; place of the output; in `tables`, of
+    the offsets of its pixels; pixels of a sample, channels; rounding.
     """
-    for n in range(out.shape[0]):
-        for oh in range(out.shape[1]):
-            top = oh * strides[0] - corner[0]
-            gather(x, input_zero, n, top, -corner[1], kernel_shape, strides, dilation, patches)
-            accumulate(patches, weights, bias, accumulator)
-            store(accumulator, multiplier, shift, rounding, output, out[n, oh])
+    code, tables, _, activations, accumulators = arrays(base)
+    p = code[start : start + 6]
+    total, total_pixel, out, places, pixels, channels = p[0], p[1], p[2], p[3], p[4], p[5]
+    rounding = seven(code, start + 6)
+    for index in range(samples * pixels):
+        source = accumulators[total + index * total_pixel : total + index * total_pixel + channels]
+        begin = out + tables[places + index]
+        round_channels(source, code, rounding, activations[begin : begin + channels])
 
 
-@kernel
-def linear(
-    x: np.ndarray, input_zero: int, weights: np.ndarray, bias: np.ndarray, multiplier: np.ndarray,
-    shift: np.ndarray, rounding: int, output: Clamped, centred: np.ndarray, accumulator: np.ndarray, out: np.ndarray,
-) -> None:  # fmt: skip
-    """`weights` int16 `(O, I)`. Scratch: `centred` int16 `(N, 1, I)`, `accumulator` int32 `(N, O)`."""
-    for n in range(x.shape[0]):
-        for i in range(x.shape[1]):
-            centred[n, 0, i] = np.int32(x[n, i]) - input_zero
-    accumulate(centred, weights, bias, accumulator)
-    store(accumulator, multiplier, shift, rounding, output, out)
+@Operator
+def add(base, start, samples):  # type: ignore[no-untyped-def]
+    """Parameters: tensors a, b and out; multipliers of a and of b, constant, shift, zero point, minimum, maximum.
 
-
-@kernel
-def add(
-    a: np.ndarray, b: np.ndarray, zero_points: Pair, multiplier: np.ndarray, shift: int, output: Clamped,
-    out: np.ndarray,
-) -> None:  # fmt: skip
-    """All flat; `multiplier` int64 `(2,)`."""
-    zero_point, minimum, maximum = output
-    half = np.int64(1) << (shift - np.int64(1))
-    for i in range(out.size):
-        first = (np.int64(a[i]) - zero_points[0]) * multiplier[0]
-        second = (np.int64(b[i]) - zero_points[1]) * multiplier[1]
-        q = zero_point + ((first + second + half) >> shift)
-        out[i] = min(max(q, minimum), maximum)
-
-
-@kernel
-def max_pool(x: np.ndarray, kernel_shape: Pair, strides: Pair, corner: Pair, out: np.ndarray) -> None:
-    samples, height, width, channels = x.shape
+    zero_point + ((a * multiplier_a + b * multiplier_b + constant) >> shift), clamped; the constant holds the operands'
+    zero points and the rounding.
+    """
+    code, _, _, activations, _ = arrays(base)
+    a, a_sample, a_row, a_pixel, height, width, channels = seven(code, start)
+    b, b_sample, b_row, b_pixel, _, _, _ = seven(code, start + 7)
+    out, sample, row, pixel, _, _, _ = seven(code, start + 14)
+    multiplier_a, multiplier_b, constant, shift, zero_point, low, high = seven(code, start + 21)
+    size = width * pixel  # the distance of pixels is the same in all three
     for n in range(samples):
-        for oh in range(out.shape[1]):
-            for ow in range(out.shape[2]):
-                top, left = oh * strides[0] - corner[0], ow * strides[1] - corner[1]
-                rows = range(max(top, 0), min(top + kernel_shape[0], height))
-                columns = range(max(left, 0), min(left + kernel_shape[1], width))
-                first = x[n, max(top, 0), max(left, 0)]
-                for c in range(channels):
-                    out[n, oh, ow, c] = first[c]
-                for ih in rows:
-                    for iw in columns:
-                        for c in range(channels):
-                            out[n, oh, ow, c] = max(out[n, oh, ow, c], x[n, ih, iw, c])
+        for h in range(height):
+            first = activations[a + n * a_sample + h * a_row : a + n * a_sample + h * a_row + size]
+            second = activations[b + n * b_sample + h * b_row : b + n * b_sample + h * b_row + size]
+            result = activations[out + n * sample + h * row : out + n * sample + h * row + size]
+            for i in range(size):
+                q = np.int64(first[i]) * multiplier_a + np.int64(second[i]) * multiplier_b + constant
+                result[i] = min(max(zero_point + (q >> shift), low), high)
 
 
-@kernel
-def average_pool(
-    x: np.ndarray, padding_value: int, kernel_shape: Pair, strides: Pair, corner: Pair, count_include_pad: bool,
-    total: np.ndarray, out: np.ndarray,
-) -> None:  # fmt: skip
-    """Scratch: `total` int32 `(C,)`."""
-    samples, height, width, channels = x.shape
-    area = kernel_shape[0] * kernel_shape[1]
+@Operator
+def max_pool(base, start, samples):  # type: ignore[no-untyped-def]
+    """Parameters: tensors x and out; kernel, strides, top, left."""
+    code, _, _, activations, _ = arrays(base)
+    x, x_sample, x_row, x_pixel, height, width, channels = seven(code, start)
+    out, sample, row, pixel, out_height, out_width, _ = seven(code, start + 7)
+    kernel_height, kernel_width, step_h, step_w, top, left, _ = seven(code, start + 14)
     for n in range(samples):
-        for oh in range(out.shape[1]):
-            for ow in range(out.shape[2]):
-                top, left = oh * strides[0] - corner[0], ow * strides[1] - corner[1]
-                rows = range(max(top, 0), min(top + kernel_shape[0], height))
-                columns = range(max(left, 0), min(left + kernel_shape[1], width))
-                inside = len(rows) * len(columns)
-                total[:] = np.int32((area - inside) * padding_value) if count_include_pad else np.int32(0)
-                count = area if count_include_pad else inside
-                for ih in rows:
-                    for iw in columns:
-                        for c in range(channels):
-                            total[c] += np.int32(x[n, ih, iw, c])
+        for oh in range(out_height):
+            for ow in range(out_width):
+                ih, iw = oh * step_h - top, ow * step_w - left
+                at = out + n * sample + oh * row + ow * pixel
+                result = activations[at : at + channels]
                 for c in range(channels):
-                    out[n, oh, ow, c] = (2 * np.int64(total[c]) + count) // (2 * count)
+                    result[c] = 0
+                for h in range(max(ih, 0), min(ih + kernel_height, height)):
+                    for w in range(max(iw, 0), min(iw + kernel_width, width)):
+                        at = x + n * x_sample + h * x_row + w * x_pixel
+                        source = activations[at : at + channels]
+                        for c in range(channels):
+                            result[c] = max(result[c], source[c])
 
 
-@kernel
-def global_average_pool(
-    x: np.ndarray, input_zero: int, multiplier: np.ndarray, shift: np.ndarray, rounding: int, output: Clamped,
-    accumulator: np.ndarray, out: np.ndarray,
-) -> None:  # fmt: skip
-    """`x` is `(N, H * W, C)`. Scratch: `accumulator` int32 `(N, C)`."""
-    accumulator[:] = np.int32(0)
-    for n in range(x.shape[0]):
-        for i in range(x.shape[1]):
-            for c in range(x.shape[2]):
-                accumulator[n, c] += np.int32(x[n, i, c]) - input_zero
-    store(accumulator, multiplier, shift, rounding, output, out)
+@Operator
+def average_pool(base, start, samples):  # type: ignore[no-untyped-def]
+    """Parameters: tensors x and out; kernel, strides, top, left, zero point or -1 where padding is not counted; place
+    of scratch in `accumulators`, one a channel."""
+    code, _, _, activations, accumulators = arrays(base)
+    x, x_sample, x_row, x_pixel, height, width, channels = seven(code, start)
+    out, sample, row, pixel, out_height, out_width, _ = seven(code, start + 7)
+    kernel_height, kernel_width, step_h, step_w, top, left, padding_value = seven(code, start + 14)
+    total = accumulators[code[start + 21] : code[start + 21] + channels]
+    area = kernel_height * kernel_width
+    for n in range(samples):
+        for oh in range(out_height):
+            for ow in range(out_width):
+                ih, iw = oh * step_h - top, ow * step_w - left
+                rows = range(max(ih, 0), min(ih + kernel_height, height))
+                columns = range(max(iw, 0), min(iw + kernel_width, width))
+                count = len(rows) * len(columns)
+                padding = np.int64(0)
+                if padding_value >= 0:
+                    padding, count = (area - count) * padding_value, area
+                for c in range(channels):
+                    total[c] = padding
+                for h in rows:
+                    for w in columns:
+                        at = x + n * x_sample + h * x_row + w * x_pixel
+                        source = activations[at : at + channels]
+                        for c in range(channels):
+                            total[c] += np.int32(source[c])
+                at = out + n * sample + oh * row + ow * pixel
+                for c in range(channels):
+                    activations[at + c] = (2 * np.int64(total[c]) + count) // (2 * count)
 
 
-@kernel
-def clamp(x: np.ndarray, minimum: int, maximum: int, out: np.ndarray) -> None:
-    """All flat."""
-    for i in range(out.size):
-        out[i] = min(max(np.int64(x[i]), minimum), maximum)
+@Operator
+def global_average_pool(base, start, samples):  # type: ignore[no-untyped-def]
+    """Parameters: tensors x and out; rounding; zero point of x times its pixels; place of scratch in `accumulators`,
+    one a channel."""
+    code, _, _, activations, accumulators = arrays(base)
+    x, x_sample, x_row, x_pixel, height, width, channels = seven(code, start)
+    out, sample, _, _, _, _, _ = seven(code, start + 7)
+    rounding = seven(code, start + 14)
+    zero, scratch = code[start + 21], code[start + 22]
+    total = accumulators[scratch : scratch + channels]
+    for n in range(samples):
+        for c in range(channels):
+            total[c] = 0
+        for h in range(height):
+            for w in range(width):
+                at = x + n * x_sample + h * x_row + w * x_pixel
+                source = activations[at : at + channels]
+                for c in range(channels):
+                    total[c] += np.int32(source[c])
+        for c in range(channels):
+            activations[out + n * sample + c] = rounded(np.int64(total[c]) - zero, code, rounding, c)
 
 
-@kernel
-def pad(x: np.ndarray, value: int, corner: Pair, out: np.ndarray) -> None:
-    samples, height, width, channels = x.shape
-    out[:] = value
+@Operator
+def clamp(base, start, samples):  # type: ignore[no-untyped-def]
+    """Parameters: tensors x and out; minimum, maximum."""
+    code, _, _, activations, _ = arrays(base)
+    x, x_sample, x_row, x_pixel, height, width, channels = seven(code, start)
+    out, sample, row, pixel, _, _, _ = seven(code, start + 7)
+    low, high = np.uint8(code[start + 14]), np.uint8(code[start + 15])
+    size = width * pixel  # the distance of pixels is the same in both
+    for n in range(samples):
+        for h in range(height):
+            source = activations[x + n * x_sample + h * x_row : x + n * x_sample + h * x_row + size]
+            result = activations[out + n * sample + h * row : out + n * sample + h * row + size]
+            for i in range(size):
+                result[i] = min(max(source[i], low), high)
+
+
+@Operator
+def requantize(base, start, samples):  # type: ignore[no-untyped-def]
+    """Parameters: tensors x and out; rounding; zero point of x."""
+    code, _, _, activations, _ = arrays(base)
+    x, x_sample, x_row, x_pixel, height, width, channels = seven(code, start)
+    out, sample, row, pixel, _, _, _ = seven(code, start + 7)
+    rounding = seven(code, start + 14)
+    zero = code[start + 21]
     for n in range(samples):
         for h in range(height):
             for w in range(width):
+                source, target = x + n * x_sample + h * x_row + w * x_pixel, out + n * sample + h * row + w * pixel
                 for c in range(channels):
-                    out[n, corner[0] + h, corner[1] + w, c] = x[n, h, w, c]
+                    value = np.int64(activations[source + c]) - zero
+                    activations[target + c] = rounded(value, code, rounding, c)
 
 
-@kernel
-def lookup_table(x: np.ndarray, offset: int, table: np.ndarray, out: np.ndarray) -> None:
-    """All flat; `table` holds the output's dtype."""
-    for i in range(out.size):
-        out[i] = table[np.int64(x[i]) - offset]
+@Operator
+def lookup_table(base, start, samples):  # type: ignore[no-untyped-def]
+    """Parameters: tensors x and out; place of the 256 bytes in `code`."""
+    code, _, _, activations, _ = arrays(base)
+    x, x_sample, x_row, x_pixel, height, width, channels = seven(code, start)
+    out, sample, row, pixel, _, _, _ = seven(code, start + 7)
+    table = code[start + 14]
+    for n in range(samples):
+        for h in range(height):
+            for w in range(width):
+                source, target = x + n * x_sample + h * x_row + w * x_pixel, out + n * sample + h * row + w * pixel
+                for c in range(channels):
+                    activations[target + c] = code[table + np.int64(activations[source + c])]
 
 
-@kernel
-def softmax(x: np.ndarray, table: np.ndarray, zero_point: int, maximum: int, out: np.ndarray) -> None:
-    """`x` and `out` are `(rows, C)`; `table` int64."""
-    for n in range(x.shape[0]):
-        largest = np.int64(x[n].max())
-        total = np.int64(0)
-        for c in range(x.shape[1]):
-            total += table[largest - np.int64(x[n, c])]
-        for c in range(x.shape[1]):
-            term = table[largest - np.int64(x[n, c])]
-            q = zero_point + (np.int64(512) * term + total) // (np.int64(2) * total)
-            out[n, c] = min(q, maximum)
+@Operator
+def softmax(base, start, samples):  # type: ignore[no-untyped-def]
+    """Parameters: tensors x and out; place of the 256 entries in `code`."""
+    code, _, _, activations, _ = arrays(base)
+    x, x_sample, x_row, x_pixel, height, width, channels = seven(code, start)
+    out, sample, row, pixel, _, _, _ = seven(code, start + 7)
+    table = code[start + 14]
+    for n in range(samples):
+        for h in range(height):
+            for w in range(width):
+                source, target = x + n * x_sample + h * x_row + w * x_pixel, out + n * sample + h * row + w * pixel
+                largest = np.int64(0)
+                for c in range(channels):
+                    largest = max(largest, np.int64(activations[source + c]))
+                total = np.int64(0)
+                for c in range(channels):
+                    total += code[table + largest - np.int64(activations[source + c])]
+                for c in range(channels):
+                    term = code[table + largest - np.int64(activations[source + c])]
+                    activations[target + c] = min((512 * term + total) // (2 * total), np.int64(255))
 
 
-@kernel
-def arg_max(x: np.ndarray, out: np.ndarray) -> None:
-    for n in range(x.shape[0]):
+@Operator
+def move(base, start, samples):  # type: ignore[no-untyped-def]
+    """Bytes from one tensor to another, for what is pure movement of data.
+
+    Parameters: place and distance of samples of the source, of the target; in `tables`, places of the offsets of the
+    elements from the one and to the other; number of elements.
+    """
+    code, tables, _, activations, _ = arrays(base)
+    source, source_sample, target, target_sample, from_, to, count = seven(code, start)
+    for n in range(samples):
+        for i in range(count):
+            value = activations[source + n * source_sample + tables[from_ + i]]
+            activations[target + n * target_sample + tables[to + i]] = value
+
+
+@Operator
+def move_accumulators(base, start, samples):  # type: ignore[no-untyped-def]
+    """As `move`, for tensors of 32 bits."""
+    code, tables, _, _, accumulators = arrays(base)
+    source, source_sample, target, target_sample, from_, to, count = seven(code, start)
+    for n in range(samples):
+        for i in range(count):
+            value = accumulators[source + n * source_sample + tables[from_ + i]]
+            accumulators[target + n * target_sample + tables[to + i]] = value
+
+
+@Operator
+def arg_max(base, start, samples):  # type: ignore[no-untyped-def]
+    """The lowest index of a largest value. Parameters: tensor x; place of the classes in `accumulators`."""
+    code, _, _, activations, accumulators = arrays(base)
+    x, x_sample, _, _, _, _, channels = seven(code, start)
+    for n in range(samples):
         best = 0
-        for c in range(1, x.shape[1]):
-            if x[n, c] > x[n, best]:
+        for c in range(1, channels):
+            if activations[x + n * x_sample + c] > activations[x + n * x_sample + best]:
                 best = c
-        out[n] = best
+        accumulators[code[start + 7] + n] = best
+
+
+@Operator
+def arg_max_accumulators(base, start, samples):  # type: ignore[no-untyped-def]
+    """As `arg_max`, for scores of 32 bits."""
+    code, _, _, _, accumulators = arrays(base)
+    x, x_sample, _, _, _, _, channels = seven(code, start)
+    for n in range(samples):
+        best = 0
+        for c in range(1, channels):
+            if accumulators[x + n * x_sample + c] > accumulators[x + n * x_sample + best]:
+                best = c
+        accumulators[code[start + 7] + n] = best
+
+
+@lru_cache(maxsize=None)
+def convolution(isa: str, kind: str, pixels: int, vectors: int) -> Operator:
+    """The convolution of a kind in register tiles of `pixels` by `vectors` of an instruction set (`simd`).
+
+    Parameters: those of `lowering.VectorConvolution`, in its order.
+    """
+    def operator(base: Any, start: int, samples: int) -> None:
+        code, tables, octets, activations, accumulators = arrays(base)
+        words, bytes_ = tables.ctypes.data, activations.ctypes.data
+        p = code[start : start + 22]
+        x, places, runs, run_count, steps, pixel_count = bytes_ + p[0], p[1], p[2], p[3], p[4], p[5]
+        weights, weight_bytes, constants, constant_words = octets.ctypes.data + p[6], p[7], p[8], p[9]
+        blocks, first_channels, block_channels, channels = p[10], p[11], p[12], p[13]
+        mode, out, out_places, low, high = p[14], bytes_ + p[15], p[16], p[17], p[18]
+        other, other_places, addition = bytes_ + p[19], p[20], p[21]
+        size = np.int64(1)
+        if mode == 0:
+            size, out = np.int64(4), accumulators.ctypes.data + 4 * p[15]
+        for block in range(blocks):
+            channel = block * block_channels
+            for first in range(0, samples * pixel_count, pixels):
+                convolution_tile(
+                    isa, kind, pixels, vectors,
+                    (
+                        x + tables[first_channels + block], words + 4 * (places + first), words + 4 * runs, run_count,
+                        steps, weights + block * weight_bytes, words + 4 * (constants + block * constant_words), mode,
+                        channels - channel, out + size * channel, words + 4 * (out_places + first), low, high,
+                        other + channel, words + 4 * (other_places + first), words + 4 * addition,
+                    ),
+                )  # fmt: skip
+
+    operator.__name__ = f"convolution_{kind}_{isa}_{pixels}x{vectors}"
+    return Operator(operator)
