@@ -231,14 +231,6 @@ def parameters(model: IntegerModel) -> int:
     return sum(layer.weights.size + layer.bias.size for layer in model.layers if isinstance(layer, (Conv2D, Linear)))
 
 
-def multiply_adds(model: IntegerModel) -> int:
-    """Products of one evaluation of one image: each weight of a convolution counts once a position of its output."""
-    return sum(
-        layer.weights.size * prod(model.proofs[layer.name].shape[:-1])
-        for layer in model.layers if isinstance(layer, (Conv2D, Linear))
-    )  # fmt: skip
-
-
 def array_bytes(model: IntegerModel) -> int:
     """Bytes of everything that the integer model multiplies, adds or shifts by."""
     arrays = [value for layer in model.layers for _, value in flat_fields(layer) if isinstance(value, np.ndarray)]
@@ -303,7 +295,7 @@ def report(network: torch.nn.Sequential, model: IntegerModel, held_out: Dataset,
     return [
         f"{'held-out images: ' + str(len(held_out.images)):<36}{'float':>10}{'integer':>10}",
         *(f"{what:<36}{left:>10}{right:>10}" for what, left, right in rows),
-        f"parameters {parameters(model)}, multiply-adds {multiply_adds(model)}",
+        f"parameters {parameters(model)}, multiply-adds {sum(model.multiply_adds.values())}",
     ]
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import oracle
@@ -89,14 +89,19 @@ def test_blocks_of_images_equal_the_reference_engine_on_many_random_models(model
 
 
 def test_the_random_models_contain_every_layer_kind():
+    """One round is nearly always enough; what comes up changes with every constant in the package."""
     seen = set()
+    for number in range(10):
 
-    @settings(max_examples=200, **relaxed)
-    @given(models())
-    def collect(model):
-        seen.update(layer.kind for layer in model.layers)
+        @seed(number)
+        @settings(**{**relaxed, "derandomize": False, "max_examples": 100})
+        @given(models())
+        def collect(model):
+            seen.update(layer.kind for layer in model.layers)
 
-    collect()
+        collect()
+        if seen == set(LAYER_KINDS):
+            break
     assert seen == set(LAYER_KINDS)
 
 

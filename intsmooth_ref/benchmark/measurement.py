@@ -32,7 +32,7 @@ from ..errors import ParameterError
 from ..model.fingerprint import fingerprint
 from ..model.graph import IntegerModel
 from ..noise.sampler import ESTIMATION
-from .networks import noisy_pictures, pictures, total_multiply_adds
+from .networks import noisy_pictures, pictures
 from .peers import Peer, Run
 
 #: Samples in a batch of one instance that each contestant tries.
@@ -342,7 +342,7 @@ def measure(
         for each in ready[turns:] + ready[:turns]:
             say(f"round {number + 1} of {effort.rounds}: {each.contestant.name}")
             rates[each.contestant.name].append(_turn(each.run, each.samples, effort.seconds))
-    multiply_adds = total_multiply_adds(model)
+    multiply_adds = sum(model.multiply_adds.values())
     speeds = tuple(_speed(each, rates, peaks, multiply_adds, effort.threads, own[0].answers) for each in ready)
     profiles: dict[str, tuple[ProfileStep, ...]] = {}
     certifying: dict[str, Certifying] = {}

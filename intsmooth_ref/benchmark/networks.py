@@ -74,18 +74,6 @@ SIGNED = Quantization.full_range("uint8", Fraction(1, 28), 128)
 SCALE_BITS = 6
 
 
-def multiply_adds(model: IntegerModel, layer: Layer) -> int:
-    """Multiplications of one layer for one sample: those of `Conv2D` and `Linear`, taps on padding included."""
-    if isinstance(layer, (Conv2D, Linear)):
-        return prod(model.proofs[layer.name].shape) * layer.weights[0].size
-    return 0
-
-
-def total_multiply_adds(model: IntegerModel) -> int:
-    """`multiply_adds` of all layers."""
-    return sum(multiply_adds(model, layer) for layer in model.layers)
-
-
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 

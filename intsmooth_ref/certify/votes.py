@@ -25,7 +25,7 @@ COMPILED_BATCH, REFERENCE_BATCH = (1 << 30, 1000), (1 << 27, 100)
 
 def usual_batch(engine: Engine) -> int:
     """How many samples to count at a time."""
-    products = sum(engine.model.multiply_adds(layer.name) for layer in engine.model.layers)
+    products = sum(engine.model.multiply_adds.values())
     limit, most = COMPILED_BATCH if engine.compiled else REFERENCE_BATCH
     return max(1, min(most, limit // max(products, 1)))
 

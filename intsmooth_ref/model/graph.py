@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Mapping
 
@@ -40,11 +41,14 @@ class IntegerModel:
     def output(self) -> Layer:
         return self.layers[-1]
 
-    def multiply_adds(self, name: str) -> int:
-        """How many products of a weight and an input a layer adds up for one sample, those with padding included."""
-        layer = next(layer for layer in self.layers if layer.name == name)
-        taps = int(layer.weights[0].size) if isinstance(layer, (Conv2D, Linear)) else 0
-        return taps * prod(self.proofs[name].shape)
+    @cached_property
+    def multiply_adds(self) -> Mapping[str, int]:
+        """How many products of a weight and an input each layer adds up for one sample, those with padding included."""
+        return {
+            layer.name: layer.weights[0].size * prod(self.proofs[layer.name].shape)
+            if isinstance(layer, (Conv2D, Linear)) else 0
+            for layer in self.layers
+        }  # fmt: skip
 
     @property
     def classes(self) -> int:

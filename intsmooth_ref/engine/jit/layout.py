@@ -24,6 +24,18 @@ Border = tuple[int, int, int, int]
 NO_BORDER: Border = (0, 0, 0, 0)
 
 
+#: Sample, row and column of pixels, each flat int64.
+Positions = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def positions(samples: int, height: int, width: int, together: int = 1) -> Positions:
+    """All pixels in order, `together` of one row at a time: the last of a row may overlap with those before."""
+    begins = np.minimum(np.arange(0, width, together), max(width - together, 0))
+    columns = (begins[:, None] + np.arange(min(together, width))).reshape(-1)
+    n, h, w = np.meshgrid(np.arange(samples), np.arange(height), columns, indexing="ij")
+    return n.reshape(-1), h.reshape(-1), w.reshape(-1)
+
+
 def padded_channels(channels: int) -> int:
     return -(-channels // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
 
@@ -72,13 +84,10 @@ class Tensor:
         """The same tensor from a channel on."""
         return replace(self, place=self.place + first, channels=self.channels - first)
 
-    def places_of_pixels(
-        self, samples: int, height: int, width: int, strides: tuple[int, int] = (1, 1)
-    ) -> np.ndarray:
-        """Offsets of every strided pixel of an image of this size, sample by sample, from `place`: flat int64."""
-        n, h, w = np.arange(samples), np.arange(height), np.arange(width)
-        rows = n[:, None, None] * self.sample + h[:, None] * (strides[0] * self.row)
-        return (rows + w * (strides[1] * self.pixel)).reshape(-1)
+    def places_of_pixels(self, positions: Positions, strides: tuple[int, int] = (1, 1)) -> np.ndarray:
+        """Offsets of pixels from `place`, flat int64; rows and columns are taken in steps of `strides`."""
+        samples, rows, columns = positions
+        return samples * self.sample + rows * (strides[0] * self.row) + columns * (strides[1] * self.pixel)
 
     def places_of_elements(self, channels: int | None = None, border: Border = NO_BORDER) -> np.ndarray:
         """Offsets of the elements of one sample in the order of the channels, then columns, rows: flat int64."""

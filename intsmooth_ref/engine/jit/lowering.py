@@ -40,7 +40,7 @@ from ...model.layers import (
     Softmax,
 )
 from . import operators, simd
-from .layout import NO_BORDER, SLACK, Border, Layout, Tensor, byte_offset, image_shape, padded_channels
+from .layout import NO_BORDER, SLACK, Border, Layout, Tensor, byte_offset, image_shape, padded_channels, positions
 from .memory import Memory
 
 PORTABLE = "portable"
@@ -251,7 +251,7 @@ def pack_weights(isa: simd.InstructionSet, weights: np.ndarray, vectors: int) ->
     return np.ascontiguousarray(split.astype(isa.weight_dtype)).reshape(blocks, -1).view(np.int8)
 
 
-def pack_depthwise(isa: simd.InstructionSet, weights: np.ndarray, vectors: int) -> np.ndarray:
+def pack_lanes(isa: simd.InstructionSet, weights: np.ndarray, vectors: int) -> np.ndarray:
     """Weights int8 `(blocks, vectors * lanes, taps)`, one channel a lane, as the tile reads them: words by tap.
 
     Only the part of the word that is multiplied with the input's byte holds the weight.
@@ -279,6 +279,23 @@ def pack_quads(isa: simd.InstructionSet, weights: np.ndarray) -> np.ndarray:
     bytes_ = np.zeros((*by_number.shape, simd.TAPS), np.int8)
     bytes_[:, :, number, :, number] = by_number.transpose(2, 0, 1, 3)
     return bytes_.reshape(blocks, -1)
+
+
+def pack_rows(isa: simd.InstructionSet, weights: np.ndarray, height: int) -> np.ndarray:
+    """Weights int8 `(blocks, 4 * lanes, taps)` of windows so high as a tile by rows reads them: by column and number.
+
+    The four bytes of a lane are the weights of its channel in the rows of the window, then 0.
+    """
+    blocks = len(weights)
+    window = weights.reshape(blocks, isa.lanes // 4, 4, 4, height, -1)  # of 16 channels: number, lane, row, column
+    lanes = np.zeros((blocks, window.shape[-1], 4, isa.lanes // 4, 4, simd.MOST_ROWS), np.int8)
+    lanes[..., :height] = window.transpose(0, 5, 2, 1, 3, 4)
+    return lanes.reshape(blocks, -1)
+
+
+def in_rows(isa: simd.InstructionSet, values: np.ndarray) -> np.ndarray:
+    """Channels in the order in which a tile by rows holds them."""
+    return values.reshape(-1, isa.lanes // 4, 4, 4).transpose(0, 2, 1, 3).reshape(-1)
 
 
 def in_quads(isa: simd.InstructionSet, values: np.ndarray) -> np.ndarray:
@@ -393,7 +410,7 @@ class _Assembly:
         """Append the step that computes a group."""
         _lower(group[0], self, group)
         names = tuple(layer.name for layer in group)
-        self._steps.append(Step(names, tuple(self._calls), self.model.multiply_adds(names[0])))
+        self._steps.append(Step(names, tuple(self._calls), self.model.multiply_adds[names[0]]))
         self._calls = []
 
     def give_back(self, names: Iterable[str]) -> None:
@@ -576,13 +593,13 @@ def _(layer: Conv2D | Linear, assembly: _Assembly, group: tuple[Layer, ...]) -> 
             assert halves is not None
             limits = _clamped(layer_added.output, group[addition + 1 :])[1:]
             mode, other, constants = simd.STORE_SUM, residual.place, assembly.table(np.array([*halves, *limits]))
-            other_places = assembly.places(residual.places_of_pixels(assembly.samples, height, width))
+            other_places = assembly.places(residual.places_of_pixels(positions(assembly.samples, height, width)))
         store = (mode, clamped[1], clamped[2], other, other_places, constants)
         _vector_products(assembly, assembly.isa, window, x, target, clamped[0] if in_vectors else None, store)
     if not out.wide and not in_vectors:
         assert layer.requantization is not None
         rounding = assembly.rounding(layer.requantization, clamped, channels)
-        places = assembly.places(out.places_of_pixels(assembly.samples, height, width))
+        places = assembly.places(out.places_of_pixels(positions(assembly.samples, height, width)))
         assembly.call(operators.store, bare.place, bare.pixel, out.place, places, bare.pixels, channels, *rounding)
         assembly.layout.give_back(bare, NO_BORDER)
 
@@ -591,7 +608,8 @@ def _vector_products(
     assembly: _Assembly, isa: simd.InstructionSet, window: _Window, x: Tensor, target: Tensor, zero_point: int | None,
     store: tuple[int, ...],
 ) -> None:  # fmt: skip
-    """One call, or for a depthwise convolution two: as many channels as possible go four a lane, the rest one a lane.
+    """One call, or for a depthwise convolution two: as many channels as possible go by rows or four a lane, the rest
+    one a lane.
 
     `store` are the last parameters of `VectorConvolution` but for the places of the output.
     """
@@ -600,8 +618,12 @@ def _vector_products(
         _vector_call(assembly, isa, simd.DENSE, window, x, target, zero_point, store)
         return
     whole = simd.TAPS * isa.lanes
-    quads = outputs // whole * whole if isa.quads_tile and store[0] == simd.STORE_BYTES else 0
-    for kind, first, last in ((simd.QUADS, 0, quads), (simd.LANES, quads, outputs)):
+    by_four = outputs // whole * whole if isa.quads_tile and store[0] == simd.STORE_BYTES else 0
+    height, width = window.weights.shape[1:3]
+    rows = window.dilation == (1, 1) and height <= simd.MOST_ROWS and width <= simd.MOST_COLUMNS
+    rows = rows and 0 < isa.rows_pixels <= target.width
+    kind_by_four = simd.rows_of(height, width, window.strides[1]) if rows else simd.QUADS
+    for kind, first, last in ((kind_by_four, 0, by_four), (simd.LANES, by_four, outputs)):
         if first < last:
             part, source, out = window.channels(first, last), x.channels_from(first), target.channels_from(first)
             residual = store[0], store[1], store[2], store[3] + first, *store[4:]
@@ -625,8 +647,10 @@ def _vector_call(
         packed = pack_weights(isa, window.dense(x, block), tile.vectors)
     elif kind == simd.QUADS:
         packed = pack_quads(isa, filled.reshape(blocks, block, -1))
+    elif kind.startswith(simd.ROWS):
+        packed = pack_rows(isa, filled.reshape(blocks, block, -1), window.weights.shape[1])
     else:
-        packed, flip = pack_depthwise(isa, filled.reshape(blocks, block, -1), tile.vectors), 0
+        packed, flip = pack_lanes(isa, filled.reshape(blocks, block, -1), tile.vectors), 0
     runs = window.runs(x, width, joined)
     bias = wrapped(window.bias - (x.zero_point - flip) * filled[:outputs].sum(axis=1, dtype=np.int64))
     channels = [bias]
@@ -635,15 +659,20 @@ def _vector_call(
         channels += [np.array(each) for each in rounding_constants(window.requantization, zero_point, outputs)]
     if kind == simd.QUADS:
         channels = [in_quads(isa, each) for each in channels]
+    elif kind.startswith(simd.ROWS):
+        channels = [in_rows(isa, each) for each in channels]
     constants = vector_constants(isa, channels, blocks, tile.vectors)
     mode, low, high, other, other_places, addition = store
-    places = x.places_of_pixels(assembly.samples, target.height, target.width, window.strides)
+    together = tile.pixels if kind.startswith(simd.ROWS) else 1
+    pixels = positions(assembly.samples, target.height, target.width, together)
+    steps = x.pixel if kind.startswith(simd.ROWS) else (kernel_width if joined else 1) * width // simd.TAPS
     parameters = VectorConvolution(
-        x.place - window.corner[0] * x.row - window.corner[1] * x.pixel, assembly.places(places), assembly.table(runs),
-        len(runs), (kernel_width if joined else 1) * width // simd.TAPS, target.pixels,
+        x.place - window.corner[0] * x.row - window.corner[1] * x.pixel,
+        assembly.places(x.places_of_pixels(pixels, window.strides)), assembly.table(runs), len(runs), steps,
+        len(pixels[0]) // assembly.samples,
         assembly.octets(packed), packed.shape[1], assembly.table(constants), constants.shape[1],
         blocks, assembly.table(begins), block, padded_channels(outputs), mode, target.place,
-        assembly.places(target.places_of_pixels(assembly.samples, target.height, target.width)), low, high,
+        assembly.places(target.places_of_pixels(pixels)), low, high,
         other, other_places, addition,
     )  # fmt: skip
     assembly.call(operators.convolution(isa.name, kind, tile.pixels, tile.vectors), *astuple(parameters))
@@ -657,6 +686,8 @@ def _best_tile(isa: simd.InstructionSet, kind: str, positions: int, channels: in
         tiles = -(-positions // pixels) * -(-channels // (vectors * isa.lanes))
         return tiles * (pixels * vectors + (pixels + vectors) / 2)
 
+    if kind.startswith(simd.ROWS):
+        return isa.rows_pixels, simd.TAPS
     if kind == simd.QUADS:
         assert isa.quads_tile is not None
         return isa.quads_tile
@@ -668,9 +699,8 @@ def _portable_products(assembly: _Assembly, window: _Window, x: Tensor, target: 
     sums = window.weights.reshape(outputs, -1).sum(axis=1, dtype=np.int64)
     bias = assembly.table(wrapped(window.bias - x.zero_point * sums))
     first = x.place - window.corner[0] * x.row - window.corner[1] * x.pixel
-    places = assembly.places(
-        x.places_of_pixels(assembly.samples, target.height, target.width, window.strides)
-    )
+    pixels = positions(assembly.samples, target.height, target.width)
+    places = assembly.places(x.places_of_pixels(pixels, window.strides))
     if window.depthwise:
         taps = window.runs(x, 1, False)
         by_tap = assembly.octets(window.weights.reshape(outputs, -1).T)

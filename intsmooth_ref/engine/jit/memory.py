@@ -52,7 +52,7 @@ else:
     from numba.extending import intrinsic
 
     #: The extent of a memory as its array sees it: it is not known, and nothing asks for it.
-    _EXTENT = 1 << 40
+    _EXTENT = int(np.iinfo(np.intp).max) // 2
 
     @intrinsic
     def _pointer(typing: Any, address: Any, dtype: Any) -> Any:

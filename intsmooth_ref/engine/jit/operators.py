@@ -373,6 +373,16 @@ def softmax(base, start, samples):  # type: ignore[no-untyped-def]
                     activations[target + c] = min((512 * term + total) // (2 * total), np.int64(255))
 
 
+@kernel
+def moved(code: np.ndarray, tables: np.ndarray, start: int, samples: int, memory: np.ndarray) -> None:
+    """`move` in one memory."""
+    source, source_sample, target, target_sample, from_, to, count = seven(code, start)
+    for n in range(samples):
+        for i in range(count):
+            value = memory[source + n * source_sample + tables[from_ + i]]
+            memory[target + n * target_sample + tables[to + i]] = value
+
+
 @Operator
 def move(base, start, samples):  # type: ignore[no-untyped-def]
     """Bytes from one tensor to another, for what is pure movement of data.
@@ -381,48 +391,43 @@ def move(base, start, samples):  # type: ignore[no-untyped-def]
     elements from the one and to the other; number of elements.
     """
     code, tables, _, activations, _ = arrays(base)
-    source, source_sample, target, target_sample, from_, to, count = seven(code, start)
-    for n in range(samples):
-        for i in range(count):
-            value = activations[source + n * source_sample + tables[from_ + i]]
-            activations[target + n * target_sample + tables[to + i]] = value
+    moved(code, tables, start, samples, activations)
 
 
 @Operator
 def move_accumulators(base, start, samples):  # type: ignore[no-untyped-def]
     """As `move`, for tensors of 32 bits."""
     code, tables, _, _, accumulators = arrays(base)
-    source, source_sample, target, target_sample, from_, to, count = seven(code, start)
+    moved(code, tables, start, samples, accumulators)
+
+
+@kernel
+def find_largest(
+    code: np.ndarray, start: int, samples: int, memory: np.ndarray, accumulators: np.ndarray
+) -> None:
+    """`arg_max` of scores in one memory."""
+    x, x_sample, _, _, _, _, channels = seven(code, start)
     for n in range(samples):
-        for i in range(count):
-            value = accumulators[source + n * source_sample + tables[from_ + i]]
-            accumulators[target + n * target_sample + tables[to + i]] = value
+        scores = memory[x + n * x_sample : x + n * x_sample + channels]
+        best = 0
+        for c in range(1, channels):
+            if scores[c] > scores[best]:
+                best = c
+        accumulators[code[start + 7] + n] = best
 
 
 @Operator
 def arg_max(base, start, samples):  # type: ignore[no-untyped-def]
     """The lowest index of a largest value. Parameters: tensor x; place of the classes in `accumulators`."""
     code, _, _, activations, accumulators = arrays(base)
-    x, x_sample, _, _, _, _, channels = seven(code, start)
-    for n in range(samples):
-        best = 0
-        for c in range(1, channels):
-            if activations[x + n * x_sample + c] > activations[x + n * x_sample + best]:
-                best = c
-        accumulators[code[start + 7] + n] = best
+    find_largest(code, start, samples, activations, accumulators)
 
 
 @Operator
 def arg_max_accumulators(base, start, samples):  # type: ignore[no-untyped-def]
     """As `arg_max`, for scores of 32 bits."""
     code, _, _, _, accumulators = arrays(base)
-    x, x_sample, _, _, _, _, channels = seven(code, start)
-    for n in range(samples):
-        best = 0
-        for c in range(1, channels):
-            if accumulators[x + n * x_sample + c] > accumulators[x + n * x_sample + best]:
-                best = c
-        accumulators[code[start + 7] + n] = best
+    find_largest(code, start, samples, accumulators, accumulators)
 
 
 @lru_cache(maxsize=None)

@@ -20,7 +20,6 @@ int32 lane of each output channel. Nothing saturates: a lane is exact modulo 2**
 
 from __future__ import annotations
 
-import platform
 import time
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -40,9 +39,11 @@ TAPS = 4
 
 #: The int32 words that a vector of L lanes needs for bias, rounding and shift: L times this.
 CONSTANT_WORDS = 6
-#: How a convolution uses lanes: a dense one has an output channel in each; a depthwise one a channel, or four that are
-#: computed one after the other from the bytes of a lane.
-DENSE, LANES, QUADS = "dense", "lanes", "quads"
+#: How a convolution uses lanes: a dense one has an output channel in each; a depthwise one a channel, or the bytes of
+#: four channels that are multiplied one after the other, or the bytes of one channel in up to four rows of the image.
+#: The last is the fastest; its name goes on with the window, as `rows_of` writes it.
+DENSE, LANES, QUADS, ROWS = "dense", "lanes", "quads", "rows"
+MOST_ROWS, MOST_COLUMNS = 4, 5
 #: The register-only loop: chains of dependent sums, instructions of each in a round, products of a lane in a round.
 PEAK_CHAINS, PEAK_UNROLLED = 12, 4
 PEAK_PRODUCTS = PEAK_CHAINS * PEAK_UNROLLED * TAPS
@@ -57,13 +58,16 @@ class InstructionSet:
     """One way to multiply and add.
 
     Attributes:
-        features: LLVM's names of what the processor must have.
+        machines: names of the architecture, as LLVM's triples begin.
+        features: LLVM's names of what the processor must have; `a|b+c` means a, or both b and c.
         lanes: int32 lanes of a vector.
         tiles: (pixels, vectors) of the tiles of a dense convolution, fewest vectors first.
         lanes_tile, quads_tile: of a depthwise convolution with one, with four channels a lane.
+        rows_pixels: how many pixels a tile by rows has, 0 if it is of no use.
         intrinsic: LLVM's name of the instruction, where one is called by name.
         signatures: of the intrinsic: bits and number of lanes of its result and its operands, newest LLVM first.
         flip: added to each byte before it is multiplied (0 or 128: a change of sign).
+        at_once: how many steps a vector of a pixel's bytes is good for.
     """
 
     name: str
@@ -73,37 +77,56 @@ class InstructionSet:
     tiles: tuple[tuple[int, int], ...]
     lanes_tile: tuple[int, int]
     quads_tile: tuple[int, int] | None
+    rows_pixels: int
     weight_dtype: str
     intrinsic: str = ""
     signatures: tuple[tuple[tuple[int, int], ...], ...] = ()
     flip: int = 0
+    at_once: int = 1
+
+    @property
+    def adds(self) -> bool:
+        """Whether the intrinsic takes the sum so far."""
+        return len(self.signatures[0]) == 4
 
 
-_X86, _ARM = ("x86_64", "amd64", "i386", "i686"), ("aarch64", "arm64")
+_X86, _ARM = ("x86_64",), ("aarch64", "arm64")
+_SMULL = "llvm.aarch64.neon.smull.v4i32"
 
 #: Best first.
 INSTRUCTION_SETS = {
     each.name: each
     for each in (
         InstructionSet(
-            "avx512vnni", _X86, frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"}), 16,
-            ((12, 1), (8, 2), (12, 2)), (8, 1), (5, 4), "int8", "llvm.x86.avx512.vpdpbusd.512",
-            (((32, 16), (32, 16), (8, 64), (8, 64)), ((32, 16), (32, 16), (32, 16), (32, 16))),
+            name="avx512vnni", machines=_X86, lanes=16, weight_dtype="int8",
+            features=frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"}),
+            tiles=((12, 1), (8, 2), (12, 2)), lanes_tile=(8, 1), quads_tile=(5, 4), rows_pixels=4,
+            intrinsic="llvm.x86.avx512.vpdpbusd.512",
+            signatures=(((32, 16), (32, 16), (8, 64), (8, 64)), ((32, 16), (32, 16), (32, 16), (32, 16))),
         ),
         InstructionSet(
-            "avxvnni", _X86, frozenset({"avx2", "avxvnni|avx512vnni+avx512vl"}), 8,
-            ((8, 1), (5, 2)), (8, 1), (3, 4), "int8", "llvm.x86.avx512.vpdpbusd.256",
-            (((32, 8), (32, 8), (8, 32), (8, 32)), ((32, 8), (32, 8), (32, 8), (32, 8))),
+            name="avxvnni", machines=_X86, lanes=8, weight_dtype="int8",
+            features=frozenset({"avx2", "avxvnni|avx512vnni+avx512vl"}),
+            tiles=((8, 1), (5, 2)), lanes_tile=(8, 1), quads_tile=(3, 4), rows_pixels=4,
+            intrinsic="llvm.x86.avx512.vpdpbusd.256",
+            signatures=(((32, 8), (32, 8), (8, 32), (8, 32)), ((32, 8), (32, 8), (32, 8), (32, 8))),
         ),
         InstructionSet(
-            "avx2", _X86, frozenset({"avx2"}), 8, ((8, 1), (4, 2)), (6, 1), (2, 4), "int16", "llvm.x86.avx2.pmadd.wd",
-            (((32, 8), (16, 16), (16, 16)),),
+            name="avx2", machines=_X86, lanes=8, weight_dtype="int16", features=frozenset({"avx2"}),
+            tiles=((8, 1), (4, 2)), lanes_tile=(6, 1), quads_tile=(2, 4), rows_pixels=0,
+            intrinsic="llvm.x86.avx2.pmadd.wd", signatures=(((32, 8), (16, 16), (16, 16)),),
         ),
         InstructionSet(
-            "dotprod", _ARM, frozenset({"neon", "dotprod"}), 4, ((8, 1), (8, 2)), (8, 1), (5, 4), "int8",
-            "llvm.aarch64.neon.sdot.v4i32.v16i8", (((32, 4), (32, 4), (8, 16), (8, 16)),), flip=128,
+            name="dotprod", machines=_ARM, lanes=4, weight_dtype="int8", features=frozenset({"neon", "dotprod"}),
+            tiles=((8, 1), (8, 2), (6, 3), (5, 4)), lanes_tile=(8, 1), quads_tile=(5, 4), rows_pixels=3,
+            flip=128, at_once=4,
+            intrinsic="llvm.aarch64.neon.sdot.v4i32.v16i8", signatures=(((32, 4), (32, 4), (8, 16), (8, 16)),),
         ),
-        InstructionSet("neon", _ARM, frozenset({"neon"}), 4, ((4, 1), (4, 4)), (8, 1), None, "int16"),
+        InstructionSet(
+            name="neon", machines=_ARM, lanes=4, weight_dtype="int16", features=frozenset({"neon"}),
+            tiles=((8, 1), (8, 2), (6, 3), (5, 4)), lanes_tile=(8, 1), quads_tile=None, rows_pixels=0, at_once=2,
+            intrinsic=_SMULL, signatures=(((32, 4), (16, 4), (16, 4)),),
+        ),
     )
 }  # fmt: skip
 
@@ -112,43 +135,80 @@ INSTRUCTION_SETS = {
 
 
 @lru_cache(maxsize=None)
+def target() -> tuple[str, str, str]:
+    """The triple, the processor's name and the features for which Numba generates code here, as LLVM calls them.
+
+    Of the triple, not of `platform.machine()`, a process of 32 bits on a kernel of 64 learns what it is.
+    """
+    from numba.core.registry import cpu_target
+
+    triple, processor, features = cpu_target.target_context.codegen().magic_tuple()
+    return str(triple), str(processor), str(features)
+
+
+@lru_cache(maxsize=None)
 def processor_features() -> frozenset[str]:
-    """LLVM's names of the features for which Numba generates code here."""
-    from numba.core import config
+    """LLVM's names of the features for which Numba generates code here, as far as an instruction set may need them."""
+    triple, _, named = target()
+    features = {name[1:] for name in named.split(",") if name.startswith("+")}
+    if triple.partition("-")[0] in _ARM:  # a processor's name says more there than the list
+        features |= {"neon"} - {name[1:] for name in named.split(",") if name.startswith("-")}
+        features |= {"dotprod"} if _makes_dot_products() else set()
+    return frozenset(features)
 
-    named = config.CPU_FEATURES if config.CPU_FEATURES is not None else _host_features()
-    features = frozenset(name[1:] for name in named.split(",") if name.startswith("+"))
-    return features if config.ENABLE_AVX else frozenset(name for name in features if not name.startswith("avx"))
+
+#: LLVM makes an sdot of it if it may; to call the intrinsic if it may not would end the process.
+_SUM_OF_PRODUCTS = """
+declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)
+define i32 @sum(<16 x i8> %a, <16 x i8> %b) {
+  %x = sext <16 x i8> %a to <16 x i32>
+  %y = sext <16 x i8> %b to <16 x i32>
+  %products = mul <16 x i32> %x, %y
+  %sum = call i32 @llvm.vector.reduce.add.v16i32(<16 x i32> %products)
+  ret i32 %sum
+}
+"""
 
 
-def _host_features() -> str:
+def _makes_dot_products() -> bool:
+    triple, processor, features = target()
     try:
-        return str(llvm.get_host_cpu_features().flatten())
-    except RuntimeError:  # LLVM does not know this processor
-        return ""
+        machine = llvm.Target.from_triple(triple).create_target_machine(cpu=processor, features=features)
+        return "sdot" in machine.emit_assembly(llvm.parse_assembly(_SUM_OF_PRODUCTS))
+    except RuntimeError:
+        return False
 
 
-def runs_here(isa: InstructionSet) -> bool:
-    """Whether processor and LLVM have all that the instruction set needs."""
-    machine = platform.machine().lower()
+def has_features(isa: InstructionSet) -> bool:
+    """Whether this processor, as Numba generates code for it, has all that the instruction set needs."""
     features = processor_features()
     needed = all(
         any(features.issuperset(alternative.split("+")) for alternative in feature.split("|"))
         for feature in isa.features
     )
-    return machine in isa.machines and needed and (not isa.intrinsic or signature(isa) is not None)
+    return target()[0].partition("-")[0] in isa.machines and needed
+
+
+def is_known(isa: InstructionSet) -> bool:
+    """Whether this LLVM knows the instruction."""
+    return not isa.intrinsic or signature(isa) is not None
 
 
 @lru_cache(maxsize=None)
 def signature(isa: InstructionSet) -> tuple[tuple[int, int], ...] | None:
     """The signature that this LLVM gives the intrinsic, or None if it does not know it.
 
-    LLVM annotates a declaration that it recognizes; a name that it does not know stays bare.
+    LLVM annotates a declaration that it recognizes; a name that it does not know stays bare. Whether the signature is
+    right older ones ask only where there is a call.
     """
     for candidate in isa.signatures:
         result, *operands = (f"<{lanes} x i{bits}>" for bits, lanes in candidate)
+        values = ", ".join(f"{operand} zeroinitializer" for operand in operands)
         try:
-            module = llvm.parse_assembly(f"declare {result} @{isa.intrinsic}({', '.join(operands)})")
+            module = llvm.parse_assembly(
+                f"declare {result} @{isa.intrinsic}({', '.join(operands)})\n"
+                f"define {result} @call() {{ %1 = call {result} @{isa.intrinsic}({values}) ret {result} %1 }}"
+            )
             module.verify()
         except RuntimeError:
             continue
@@ -198,24 +258,34 @@ def _multiply_add(builder: Any, isa: InstructionSet, *operands: Any) -> Any:
     known = signature(isa)
     assert known is not None
     result, *expected = (_vector(bits, lanes) for bits, lanes in known)
-    function = builder.module.globals.get(isa.intrinsic)
+    return _call(builder, isa.intrinsic, result, *map(builder.bitcast, operands, expected))
+
+
+def _call(builder: Any, name: str, result: Any, *operands: Any) -> Any:
+    """Call a function of LLVM by its name."""
+    function = builder.module.globals.get(name)
     if function is None:
-        function = ir.Function(builder.module, ir.FunctionType(result, expected), isa.intrinsic)
-    return builder.call(function, [builder.bitcast(each, kind) for each, kind in zip(operands, expected)])
+        function = ir.Function(builder.module, ir.FunctionType(result, [each.type for each in operands]), name)
+    return builder.call(function, operands)
 
 
-def _spread(builder: Any, isa: InstructionSet, address: Any) -> tuple[Any, ...]:
-    """Four bytes of a pixel, ready to be multiplied in every lane."""
+def _spread(builder: Any, isa: InstructionSet, address: Any, steps: int) -> list[tuple[Any, ...]]:
+    """Four bytes of a pixel for each of some steps, ready to be multiplied in every lane."""
+    if isa.at_once == 1:
+        return [_bytes_as_factors(builder, isa, _splat(builder, _load(builder, address, INT32), isa.lanes))]
+    bytes_ = _load(builder, address, _vector(8, TAPS * isa.at_once))  # may be more than the steps have
     if isa.name == "neon":
-        wide = [builder.zext(_load(builder, _plus(builder, address, tap), INT8), INT16) for tap in range(TAPS)]
-        return tuple(_splat(builder, each, isa.lanes) for each in wide)
-    return _bytes_as_factors(builder, isa, _splat(builder, _load(builder, address, INT32), isa.lanes))
+        wide, count = builder.zext(bytes_, _vector(16, TAPS * isa.at_once)), TAPS
+    else:
+        (wide,), count = _bytes_as_factors(builder, isa, builder.bitcast(bytes_, _vector(32, isa.at_once))), 1
+    lanes = [_shuffle(builder, wide, [lane] * isa.lanes) for lane in range(count * steps)]
+    return [tuple(lanes[begin : begin + count]) for begin in range(0, len(lanes), count)]
 
 
 def _bytes_as_factors(builder: Any, isa: InstructionSet, words: Any) -> tuple[Any, ...]:
     """Four bytes a lane as the instruction multiplies them: all together, or the even ones and the odd ones."""
     if isa.flip:
-        words = builder.xor(words, _constant(32, isa.lanes, isa.flip * 0x01010101 - (1 << 32)))
+        words = builder.xor(words, _constant(32, words.type.count, isa.flip * 0x01010101 - (1 << 32)))
     if isa.name != "avx2":
         return (words,)
     halves = builder.bitcast(words, _vector(16, 2 * isa.lanes))
@@ -236,15 +306,16 @@ def _weights(builder: Any, isa: InstructionSet, address: Any) -> tuple[Any, ...]
 
 
 def _dot(builder: Any, isa: InstructionSet, total: Any, spread: tuple[Any, ...], weights: tuple[Any, ...]) -> Any:
-    """Add the products of four taps to each lane."""
+    """Add the products of four taps to each lane.
+
+    Arm's instructions take a lane of a vector for all lanes of their last operand.
+    """
     for x, w in zip(spread, weights):
-        if isa.name == "neon":
-            wide = _vector(32, isa.lanes)
-            total = builder.add(total, builder.mul(builder.sext(x, wide), builder.sext(w, wide)))
-        elif isa.name == "avx2":
-            total = builder.add(total, _multiply_add(builder, isa, x, w))
+        operands = (w, x) if isa.machines == _ARM else (x, w)
+        if isa.adds:
+            total = _multiply_add(builder, isa, total, *operands)
         else:
-            total = _multiply_add(builder, isa, total, x, w)
+            total = builder.add(total, _multiply_add(builder, isa, *operands))
     return total
 
 
@@ -255,6 +326,15 @@ class _Rounding:
     multiplier: tuple[Any, Any]
     constant: tuple[Any, Any]
     shift: Any
+
+
+def _long_product(builder: Any, isa: InstructionSet, a: Any, b: Any) -> Any:
+    """The products of 64-bit lanes that hold 32 bits."""
+    half = _vector(32, isa.lanes // 2)
+    if isa.machines == _ARM:  # which multiplies no 64 bits: LLVM would do so lane by lane
+        return _call(builder, "llvm.aarch64.neon.smull.v2i64", a.type, builder.trunc(a, half), builder.trunc(b, half))
+    upper = _constant(64, isa.lanes // 2, 32)  # LLVM multiplies 32 bits once it sees that both are sign-extended
+    return builder.mul(a, builder.ashr(builder.shl(b, upper), upper))
 
 
 def _requantize(builder: Any, isa: InstructionSet, accumulator: Any, rounding: _Rounding) -> Any:
@@ -268,9 +348,7 @@ def _requantize(builder: Any, isa: InstructionSet, accumulator: Any, rounding: _
     both = builder.bitcast(accumulator, pairs)
     products = []
     for lane, multiplier, constant in zip((builder.shl(both, upper), both), rounding.multiplier, rounding.constant):
-        # LLVM multiplies 32 by 32 bits once it sees that both factors are sign-extended.
-        factor = builder.ashr(builder.shl(multiplier, upper), upper)
-        product = builder.add(builder.mul(builder.ashr(lane, upper), factor), constant)
+        product = builder.add(_long_product(builder, isa, builder.ashr(lane, upper), multiplier), constant)
         products.append(builder.bitcast(product, words))
     order = [lane + (isa.lanes if lane % 2 else 1) for lane in range(isa.lanes)]
     high = builder.shuffle_vector(*products, ir.Constant(words, order))
@@ -314,10 +392,7 @@ def _add_residual(builder: Any, isa: InstructionSet, a: Any, b: Any, addition: _
 
 def _x86(builder: Any, names: dict[int, str], lanes: int, result: Any, operands: Any, a: Any, b: Any) -> Any:
     """Call an instruction of two operands of the same kind by LLVM's name of it for so many int32 lanes."""
-    function = builder.module.globals.get(names[lanes])
-    if function is None:
-        function = ir.Function(builder.module, ir.FunctionType(result, [operands, operands]), names[lanes])
-    return builder.call(function, [builder.bitcast(a, operands), builder.bitcast(b, operands)])
+    return _call(builder, names[lanes], result, builder.bitcast(a, operands), builder.bitcast(b, operands))
 
 
 def _pairs_product(builder: Any, lanes: int, a: Any, b: Any) -> Any:
@@ -366,128 +441,113 @@ def _pixel_addresses(builder: Any, arguments: Any, pixels: int) -> list[Any]:
     return [builder.add(arguments.x, _place(builder, arguments.places, p)) for p in range(pixels)]
 
 
+def _loop(builder: Any, name: str, state: list[Any], turn: Any, goes_on: Any, sure: bool = True) -> list[Any]:
+    """Take `turn` from state to state while it `goes_on`, if `sure` at least once; returns the last state."""
+    before = builder.block
+    body, after = builder.append_basic_block(name), builder.append_basic_block(f"after_{name}")
+    if sure:
+        builder.branch(body)
+    else:
+        builder.cbranch(goes_on(state), body, after)
+    builder.position_at_end(body)
+    running = [builder.phi(value.type) for value in state]
+    last = turn(running)
+    end = builder.block
+
+    def join(phis: list[Any]) -> list[Any]:
+        for phi, first, following in zip(phis, state, last):
+            phi.add_incoming(first, before)
+            phi.add_incoming(following, end)
+        return phis
+
+    join(running)
+    builder.cbranch(goes_on(last), body, after)
+    builder.position_at_end(after)
+    return last if sure else join([builder.phi(value.type) for value in state])
+
+
 def _sum_of_taps(builder: Any, isa: InstructionSet, tile: tuple[int, int], arguments: Any, biases: list[Any]) -> Any:
     """All segments, each of `steps` times four bytes: the accumulators of P pixels by V vectors."""
     pixels, vectors = tile
     step_size = isa.lanes * TAPS * np.dtype(isa.weight_dtype).itemsize
     first = _pixel_addresses(builder, arguments, pixels)
-    before = builder.block
-    segment_block, step_block = builder.append_basic_block("segment"), builder.append_basic_block("step")
-    next_segment, done = builder.append_basic_block("next_segment"), builder.append_basic_block("done")
-    kind = _vector(32, isa.lanes)
-    builder.branch(segment_block)
+    order = [(p, v) for p in range(pixels) for v in range(vectors)]
+    if isa.at_once > 1:  # pixels stay in registers, weights pass
+        order.sort(key=lambda pair: pair[1])
 
-    builder.position_at_end(segment_block)
-    segment, segment_weights = builder.phi(INT64), builder.phi(INT64)
-    totals = [[builder.phi(kind) for _ in range(vectors)] for _ in range(pixels)]
-    segment.add_incoming(INT64(0), before)
-    segment_weights.add_incoming(arguments.weights, before)
-    at = builder.add(arguments.segments, builder.shl(segment, INT64(2)))
-    begin = builder.sext(_load(builder, at, INT32), INT64)
-    end = builder.add(begin, builder.shl(arguments.steps, INT64(2)))
-    builder.branch(step_block)
+    def steps(state: list[Any], count: int) -> list[Any]:
+        offset, weights, *totals = state
+        spread: dict[int, Any] = {}
+        for step in range(count):
+            packed: dict[int, Any] = {}
+            for p, v in order:
+                if v not in packed:
+                    packed[v] = _weights(builder, isa, _plus(builder, weights, (step * vectors + v) * step_size))
+                if p not in spread:
+                    spread[p] = _spread(builder, isa, builder.add(first[p], offset), count)
+                at = p * vectors + v
+                totals[at] = _dot(builder, isa, totals[at], spread[p][step], packed[v])
+        return [_plus(builder, offset, count * TAPS), _plus(builder, weights, count * vectors * step_size), *totals]
 
-    builder.position_at_end(step_block)
-    offset, weights = builder.phi(INT64), builder.phi(INT64)
-    running = [[builder.phi(kind) for _ in range(vectors)] for _ in range(pixels)]
-    offset.add_incoming(begin, segment_block)
-    weights.add_incoming(segment_weights, segment_block)
-    packed = [_weights(builder, isa, _plus(builder, weights, v * step_size)) for v in range(vectors)]
-    following = []
-    for p in range(pixels):
-        spread = _spread(builder, isa, builder.add(first[p], offset))
-        following.append([_dot(builder, isa, running[p][v], spread, packed[v]) for v in range(vectors)])
-    next_offset, next_weights = _plus(builder, offset, TAPS), _plus(builder, weights, vectors * step_size)
-    offset.add_incoming(next_offset, step_block)
-    weights.add_incoming(next_weights, step_block)
-    builder.cbranch(builder.icmp_signed("<", next_offset, end), step_block, next_segment)
+    def segment(state: list[Any]) -> list[Any]:
+        number, *rest = state
+        at = builder.add(arguments.segments, builder.shl(number, INT64(2)))
+        begin = builder.sext(_load(builder, at, INT32), INT64)
+        end = builder.add(begin, builder.shl(arguments.steps, INT64(2)))
 
-    builder.position_at_end(next_segment)
-    following_segment = _plus(builder, segment, 1)
-    segment.add_incoming(following_segment, next_segment)
-    segment_weights.add_incoming(next_weights, next_segment)
-    for p in range(pixels):
-        for v in range(vectors):
-            totals[p][v].add_incoming(biases[v], before)
-            totals[p][v].add_incoming(following[p][v], next_segment)
-            running[p][v].add_incoming(totals[p][v], segment_block)
-            running[p][v].add_incoming(following[p][v], step_block)
-    builder.cbranch(builder.icmp_signed("<", following_segment, arguments.segment_count), segment_block, done)
-    builder.position_at_end(done)
-    return following
+        def loop(name: str, state: list[Any], count: int, sure: bool) -> list[Any]:
+            last = _plus(builder, end, -count * TAPS)
+            fits = lambda state: builder.icmp_signed("<=", state[0], last)  # noqa: E731
+            return _loop(builder, name, state, lambda state: steps(state, count), fits, sure)
+
+        state = [begin, *rest]
+        if isa.at_once > 1:
+            state = loop("steps", state, isa.at_once, False)
+        state = loop("step", state, 1, isa.at_once == 1)
+        return [_plus(builder, number, 1), *state[1:]]
+
+    def is_left(state: list[Any]) -> Any:
+        return builder.icmp_signed("<", state[0], arguments.segment_count)
+
+    totals = [biases[v] for _ in range(pixels) for v in range(vectors)]
+    _, _, *totals = _loop(builder, "segment", [INT64(0), arguments.weights, *totals], segment, is_left)
+    return [totals[p * vectors : (p + 1) * vectors] for p in range(pixels)]
 
 
 def _sum_of_channels(
-    builder: Any, isa: InstructionSet, tile: tuple[int, int], arguments: Any, biases: list[Any]
+    builder: Any, isa: InstructionSet, kind: str, tile: tuple[int, int], arguments: Any, biases: list[Any]
 ) -> Any:
     """All taps of a depthwise convolution: the accumulators of P pixels by V vectors of channels.
 
-    Each lane holds one byte of the input; each word of the weights holds one weight (`lowering.pack_depthwise`).
+    With one channel a lane, each lane holds one byte of the input. With four, the bytes are multiplied as they lie in
+    memory, and vector j of the sums is of channels 4 * lane + j: its weights are 0 but for one byte of each lane.
     """
     pixels, vectors = tile
-    kind = _vector(32, isa.lanes)
-    first = _pixel_addresses(builder, arguments, pixels)
-    before = builder.block
-    tap_block, done = builder.append_basic_block("tap"), builder.append_basic_block("done")
-    builder.branch(tap_block)
-    builder.position_at_end(tap_block)
-    tap, weights = builder.phi(INT64), builder.phi(INT64)
-    totals = [[builder.phi(kind) for _ in range(vectors)] for _ in range(pixels)]
-    tap.add_incoming(INT64(0), before)
-    weights.add_incoming(arguments.weights, before)
-    offset = builder.sext(_load(builder, builder.add(arguments.segments, builder.shl(tap, INT64(2))), INT32), INT64)
-    weight = [_load(builder, _plus(builder, weights, 4 * isa.lanes * v), kind) for v in range(vectors)]
-    following = []
-    for p in range(pixels):
-        at = builder.add(first[p], offset)
+    words, size = _vector(32, isa.lanes), 4 * isa.lanes
+
+    def factors(at: Any) -> list[Any]:
+        """The input of a pixel, as each vector of sums takes it."""
+        if kind == QUADS:
+            parts = _bytes_as_factors(builder, isa, _load(builder, at, words))
+            return [parts[v % len(parts)] for v in range(vectors)]
         bytes_ = [_load(builder, _plus(builder, at, isa.lanes * v), _vector(8, isa.lanes)) for v in range(vectors)]
-        x = [builder.zext(each, kind) for each in bytes_]
-        following.append([_single(builder, isa, totals[p][v], x[v], weight[v]) for v in range(vectors)])
-    next_tap, next_weights = _plus(builder, tap, 1), _plus(builder, weights, 4 * isa.lanes * vectors)
-    tap.add_incoming(next_tap, tap_block)
-    weights.add_incoming(next_weights, tap_block)
-    for p in range(pixels):
-        for v in range(vectors):
-            totals[p][v].add_incoming(biases[v], before)
-            totals[p][v].add_incoming(following[p][v], tap_block)
-    builder.cbranch(builder.icmp_signed("<", next_tap, arguments.segment_count), tap_block, done)
-    builder.position_at_end(done)
-    return following
+        return [builder.zext(each, words) for each in bytes_]
 
-
-def _single(builder: Any, isa: InstructionSet, total: Any, x: Any, weight: Any) -> Any:
-    """Add one product to each lane; of the bytes or halves of a word all but the lowest are 0."""
-    if isa.name == "avx2":
-        return builder.add(total, _pairs_product(builder, isa.lanes, x, weight))
-    if isa.machines == _X86:
-        return _multiply_add(builder, isa, total, x, weight)
-    return builder.add(total, builder.mul(x, weight))
-
-
-def _sum_of_quads(builder: Any, isa: InstructionSet, tile: tuple[int, int], arguments: Any, biases: list[Any]) -> Any:
-    """All taps of a depthwise convolution over four channels a lane: accumulators by pixel and number in the lane.
-
-    The bytes are multiplied as they lie in memory, with weights that are 0 but for one byte of each lane.
-    """
-    pixels, vectors = tile
-    kind, size = _vector(32, isa.lanes), TAPS * isa.lanes
     first = _pixel_addresses(builder, arguments, pixels)
     before = builder.block
     tap_block, done = builder.append_basic_block("tap"), builder.append_basic_block("done")
     builder.branch(tap_block)
     builder.position_at_end(tap_block)
     tap, weights = builder.phi(INT64), builder.phi(INT64)
-    totals = [[builder.phi(kind) for _ in range(vectors)] for _ in range(pixels)]
+    totals = [[builder.phi(words) for _ in range(vectors)] for _ in range(pixels)]
     tap.add_incoming(INT64(0), before)
     weights.add_incoming(arguments.weights, before)
     offset = builder.sext(_load(builder, builder.add(arguments.segments, builder.shl(tap, INT64(2))), INT32), INT64)
-    weight = [_load(builder, _plus(builder, weights, size * number), kind) for number in range(vectors)]
+    weight = [_load(builder, _plus(builder, weights, size * v), words) for v in range(vectors)]
     following = []
     for p in range(pixels):
-        parts = _bytes_as_factors(builder, isa, _load(builder, builder.add(first[p], offset), kind))
-        following.append(
-            [_masked(builder, isa, totals[p][v], parts[v % len(parts)], weight[v]) for v in range(vectors)]
-        )
+        each = zip(totals[p], factors(builder.add(first[p], offset)), weight)
+        following.append([_one_product(builder, isa, kind, total, x, w) for total, x, w in each])
     next_tap, next_weights = _plus(builder, tap, 1), _plus(builder, weights, size * vectors)
     tap.add_incoming(next_tap, tap_block)
     weights.add_incoming(next_weights, tap_block)
@@ -500,10 +560,14 @@ def _sum_of_quads(builder: Any, isa: InstructionSet, tile: tuple[int, int], argu
     return following
 
 
-def _masked(builder: Any, isa: InstructionSet, total: Any, x: Any, weight: Any) -> Any:
-    """Add to each lane the product that its weights single out."""
+def _one_product(builder: Any, isa: InstructionSet, kind: str, total: Any, x: Any, weight: Any) -> Any:
+    """Add to each lane the one product that is not 0."""
     if isa.name == "avx2":
         return builder.add(total, _pairs_product(builder, isa.lanes, x, weight))
+    if kind == LANES and isa.machines != _X86:
+        half = _vector(16, isa.lanes)
+        product = _call(builder, _SMULL, total.type, builder.trunc(x, half), builder.trunc(weight, half))
+        return builder.add(total, product)
     return _multiply_add(builder, isa, total, x, weight)
 
 
@@ -523,6 +587,82 @@ def _store_quads(builder: Any, isa: InstructionSet, arguments: Any, constants: _
                 byte = builder.zext(narrow, _vector(32, isa.lanes))
                 result = builder.or_(result, builder.shl(byte, _constant(32, isa.lanes, 8 * number)))
         _store(builder, result, builder.add(arguments.out, _place(builder, arguments.out_places, p)))
+
+
+def rows_of(height: int, width: int, stride: int) -> str:
+    """The kind of a depthwise convolution by rows: height and width of its window, its step along a row."""
+    return f"{ROWS}_{height}x{width}_{stride}"
+
+
+def window_of(kind: str) -> tuple[int, int, int]:
+    """Height, width and step of `rows_of`."""
+    height, width, step = (int(each) for each in kind.replace("x", "_").split("_")[1:])
+    return height, width, step
+
+
+def _sum_of_rows(builder: Any, isa: InstructionSet, kind: str, pixels: int, arguments: Any, constants: Any) -> Any:
+    """All taps of a depthwise convolution of neighbouring pixels of one row, four vectors of channels wide.
+
+    The bytes of a column of the window stand side by side in the lane of their channel, so that one step of the sum
+    takes them all; what is loaded of a column serves every window that it belongs to. `arguments.steps` is the
+    distance of pixels. Of each 128 bits of channels, vector j holds channels 4 j to 4 j + 3.
+    """
+    height, width, stride = window_of(kind)
+    size = TAPS * isa.lanes
+    first = builder.add(arguments.x, _place(builder, arguments.places, 0))
+    rows = [builder.add(first, _place(builder, arguments.segments, width * row)) for row in range(height)]
+    totals = [[constants.bias(number) for number in range(TAPS)] for _ in range(pixels)]
+    for column in range((pixels - 1) * stride + width):
+        offset = builder.mul(arguments.steps, INT64(column))
+        bytes_ = [_load(builder, builder.add(row, offset), _vector(8, size)) for row in rows]
+        by_channel = _interleaved(builder, isa.lanes, [bytes_[min(row, height - 1)] for row in range(MOST_ROWS)])
+        for tap in range(width):
+            pixel, between = divmod(column - tap, stride)
+            if between == 0 and 0 <= pixel < pixels:
+                for number, x in enumerate(by_channel):
+                    at = _plus(builder, arguments.weights, size * (TAPS * tap + number))
+                    weight = _load(builder, at, _vector(8, size))
+                    (factor,) = _bytes_as_factors(builder, isa, builder.bitcast(x, _vector(32, isa.lanes)))
+                    totals[pixel][number] = _multiply_add(builder, isa, totals[pixel][number], factor, weight)
+    return totals
+
+
+def _interleaved(builder: Any, lanes: int, rows: Sequence[Any]) -> list[Any]:
+    """Four vectors of bytes as four vectors of lanes, each lane the four bytes of a channel."""
+
+    def zipped(a: Any, b: Any, size: int) -> list[Any]:
+        """The lower and the upper halves of each 128 bits, in pieces of `size` bytes from a and b in turn."""
+        count, half = a.type.count, 8 // size
+        parts = range(0, count, 16 // size)
+        orders = (
+            [part + begin + i + which * count for part in parts for i in range(half) for which in (0, 1)]
+            for begin in (0, half)
+        )
+        return [builder.shuffle_vector(a, b, ir.Constant(_vector(32, count), order)) for order in orders]
+
+    halves = _vector(16, 2 * lanes)
+    words = [[builder.bitcast(each, halves) for each in zipped(rows[i], rows[i + 1], 1)] for i in (0, 2)]
+    return [each for upper, lower in zip(*words) for each in zipped(upper, lower, 2)]
+
+
+def _store_rows(builder: Any, isa: InstructionSet, arguments: Any, constants: Any, totals: Any) -> None:
+    """Store accumulators `totals[pixel][number]` of a depthwise convolution by rows as bytes."""
+    low, high = (builder.trunc(each, INT8) for each in (arguments.low, arguments.high))
+    rounding = [constants.rounding(number) for number in range(TAPS)]
+    for p, numbers in enumerate(totals):
+        q = [_requantize(builder, isa, total, each) for total, each in zip(numbers, rounding)]
+        if isa.machines == _X86:
+            result = _clamp_bytes(builder, _saturated(builder, isa.lanes, q), low, high)
+        else:
+            narrow = _narrow(builder, isa, q, low, high)
+            pairs = [_joined(builder, *narrow[i : i + 2]) for i in (0, 2)]
+            result = _joined(builder, *pairs)
+        _store(builder, result, builder.add(arguments.out, _place(builder, arguments.out_places, p)))
+
+
+def _joined(builder: Any, a: Any, b: Any) -> Any:
+    """One vector after the other."""
+    return builder.shuffle_vector(a, b, ir.Constant(_vector(32, 2 * a.type.count), list(range(2 * a.type.count))))
 
 
 class _Constants:
@@ -638,7 +778,7 @@ class _Arguments:
         x: address of the input tensor, at the first channel that the block reads.
         places: address of the P input pixels' offsets from it, int32.
         segments: address of offsets, int32 `(segment_count,)`, of the runs of bytes that a window consists of.
-        steps: how many times four bytes a run has.
+        steps: how many times four bytes a run has; by rows, the distance of pixels.
         weights, constants: addresses of those of the block of output channels.
         mode: STORE_ACCUMULATORS, STORE_BYTES or STORE_SUM.
         channels: how many channels of the block to store, a multiple of four.
@@ -671,9 +811,6 @@ def _literal(value: Any) -> Any:
     return value.literal_value
 
 
-_SUMS = {DENSE: _sum_of_taps, LANES: _sum_of_channels, QUADS: _sum_of_quads}
-
-
 @intrinsic
 def convolution_tile(typing: Any, isa: Any, kind: Any, pixels: Any, vectors: Any, arguments: Any) -> Any:
     """A tile of a convolution: four literals and the fields of `_Arguments`, a tuple of int64."""
@@ -684,9 +821,16 @@ def convolution_tile(typing: Any, isa: Any, kind: Any, pixels: Any, vectors: Any
         given = _Arguments(*(builder.extract_value(values[4], i) for i in range(len(fields(_Arguments)))))
         constants = _Constants(builder, instruction_set, given.constants)
         biases = [constants.bias(v) for v in range(tile[1])]
-        totals = _SUMS[use](builder, instruction_set, tile, given, biases)
-        finish = _store_quads if use == QUADS else _finish
-        finish(builder, instruction_set, given, constants, totals)
+        if use.startswith(ROWS):
+            totals = _sum_of_rows(builder, instruction_set, use, tile[0], given, constants)
+            _store_rows(builder, instruction_set, given, constants, totals)
+        elif use == DENSE:
+            totals = _sum_of_taps(builder, instruction_set, tile, given, biases)
+            _finish(builder, instruction_set, given, constants, totals)
+        else:
+            totals = _sum_of_channels(builder, instruction_set, use, tile, given, biases)
+            finish = _store_quads if use == QUADS else _finish
+            finish(builder, instruction_set, given, constants, totals)
         return context.get_dummy_value()
 
     return types.void(isa, kind, pixels, vectors, arguments), generate
