@@ -714,7 +714,7 @@ def test_plain_loops_that_answer_wrongly_are_refused(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for isa in (None, PORTABLE):
-            with pytest.raises(ParameterError, match="gives wrong answers here: expected those of the reference engine"):
+            with pytest.raises(ParameterError, match="gives wrong answers here: expected those of the reference"):
                 Engine(threshold_model(), "jit", isa)
 
 
