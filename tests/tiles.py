@@ -1,7 +1,7 @@
 """The register tiles of the compiled engine, for the tests that go through all of them."""
 
 from intsmooth_ref.engine.jit import simd
-from intsmooth_ref.engine.jit.lowering import Tile
+from intsmooth_ref.engine.jit.program import Tile
 from intsmooth_ref.engine.jit.selection import available_isas
 
 #: The instruction sets that run here, but for the plain loops.

@@ -1,11 +1,13 @@
 """The compiled engine: what `reference.py` specifies, as steps over flat memories.
 
     memory.py      the five memories, and how operators are called
-    layout.py      where tensors lie
-    lowering.py    from a model to steps
-    operators.py   what a step does
     simd.py        vector instructions
-    selection.py   which of them are used here
+    operators.py   what a step does
+    layout.py      where tensors lie
+    packing.py     weights and constants as operators read them
+    program.py     what a model is lowered to
+    lowering.py    from a model to a program
+    selection.py   for which instruction set
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import numpy as np
 
 from ...model.graph import IntegerModel
 from .layout import byte_offset
-from .lowering import Program, Tile, lower
+from .lowering import lower
 from .memory import Memory, base_of, classify, execute, jit_disabled
+from .program import Program, Tile
 
 
 class WorkSpace:

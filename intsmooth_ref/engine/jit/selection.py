@@ -20,7 +20,8 @@ from ...model.graph import IntegerModel
 from ...model.layers import Add, Conv2D, Flatten, InputQuantization, Layer, Quantization, Requantization
 from ..reference import ReferenceModel
 from . import CompiledModel, simd
-from .lowering import PORTABLE, Tile
+from .lowering import PORTABLE
+from .program import Tile
 
 #: What stands for the plain loops among the tiles.
 PLAIN = (Tile(simd.DENSE, 1, 1), Tile(simd.LANES, 1, 1))

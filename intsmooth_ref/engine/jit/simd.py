@@ -321,7 +321,7 @@ def _dot(builder: Any, isa: InstructionSet, total: Any, spread: tuple[Any, ...],
 
 @dataclass(frozen=True)
 class _Rounding:
-    """The constants of one vector of output channels, as vectors (`lowering.vector_constants`)."""
+    """The constants of one vector of output channels, as vectors (`packing.vector_constants`)."""
 
     multiplier: tuple[Any, Any]
     constant: tuple[Any, Any]
@@ -357,7 +357,7 @@ def _requantize(builder: Any, isa: InstructionSet, accumulator: Any, rounding: _
 
 @dataclass(frozen=True)
 class _Addition:
-    """The constants of a residual addition, as scalars (`lowering.Sum.in_halves`)."""
+    """The constants of a residual addition, as scalars (`packing.Sum.in_halves`)."""
 
     low: tuple[Any, Any]
     high: tuple[Any, Any]
