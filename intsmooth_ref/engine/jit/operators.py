@@ -157,7 +157,7 @@ def accumulate(base, start, samples):  # type: ignore[no-untyped-def]
                 total = np.int64(tables[biases + o])
                 for k in range(taps):
                     total += np.int64(patch[k]) * np.int64(row[k])
-                accumulators[out + (first + index) * out_pixel + o] = total  # modulo 2**32, as all sums here
+                accumulators[out + (first + index) * out_pixel + o] = np.int32(total)  # modulo 2**32
 
 
 @Operator
@@ -181,7 +181,7 @@ def accumulate_depthwise(base, start, samples):  # type: ignore[no-untyped-def]
             source = activations[begin : begin + channels]
             weight = octets[weights + tap * channels : weights + (tap + 1) * channels]
             for c in range(channels):
-                total[c] = np.int64(total[c]) + np.int64(source[c]) * np.int64(weight[c])
+                total[c] = np.int32(np.int64(total[c]) + np.int64(source[c]) * np.int64(weight[c]))
 
 
 @Operator
