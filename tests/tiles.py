@@ -9,7 +9,7 @@ VECTOR_ISAS = available_isas()[:-1]
 
 #: Height, width and step of windows of depthwise convolutions that are computed by rows: every height, width and step
 #: that there is a tile for comes up, but not every combination, for each is a kernel of its own.
-WINDOWS = [(3, 3, 1), (1, 1, 1), (4, 5, 2), (2, 2, 1), (3, 4, 3), (1, 5, 1), (4, 1, 2)]
+WINDOWS = [(3, 3, 1), (4, 5, 2), (1, 1, 1), (2, 2, 1), (3, 4, 3), (1, 5, 1), (4, 1, 2)]
 
 
 def tiles_of(isa, windows=WINDOWS):

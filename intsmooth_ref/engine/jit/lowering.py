@@ -344,7 +344,8 @@ def _vector_products(
     """One call, or for a depthwise convolution two: as many channels as possible go by rows or four a lane, the rest
     one a lane.
 
-    `store` are the last parameters of `VectorConvolution` but for the places of the output.
+    `store` are the last parameters of `VectorConvolution` but for the places of the output; a residual is added one a
+    lane only, from channel 0 on.
     """
     outputs = len(window.weights)
     if not window.depthwise:
@@ -359,8 +360,7 @@ def _vector_products(
     for kind, first, last in ((kind_by_four, 0, by_four), (simd.LANES, by_four, outputs)):
         if first < last:
             part, source, out = window.channels(first, last), x.channels_from(first), target.channels_from(first)
-            residual = store[0], store[1], store[2], store[3] + first, *store[4:]
-            _vector_call(assembly, isa, kind, part, source, out, zero_point, residual)
+            _vector_call(assembly, isa, kind, part, source, out, zero_point, store)
 
 
 def _vector_call(

@@ -96,7 +96,7 @@ def round_alike(values: np.ndarray, code: np.ndarray, rounding: Rounding, out: n
 
 
 @Operator
-def quantize_input(base, start, samples):  # type: ignore[no-untyped-def]
+def quantize_input(base: Any, start: int, samples: int) -> None:
     """The noisy image, dense int32 in `accumulators`, to 8 bits.
 
     Parameters: place of the image, out tensor, rounding.
@@ -124,7 +124,7 @@ def quantize_input(base, start, samples):  # type: ignore[no-untyped-def]
 
 
 @Operator
-def accumulate(base, start, samples):  # type: ignore[no-untyped-def]
+def accumulate(base: Any, start: int, samples: int) -> None:
     """The accumulators of a convolution with any grouping: the portable form of `convolution`.
 
     Parameters: place of the input; in `tables`, of the offsets of the input pixels and of the runs of bytes that a
@@ -161,7 +161,7 @@ def accumulate(base, start, samples):  # type: ignore[no-untyped-def]
 
 
 @Operator
-def accumulate_depthwise(base, start, samples):  # type: ignore[no-untyped-def]
+def accumulate_depthwise(base: Any, start: int, samples: int) -> None:
     """The accumulators of a depthwise convolution, likewise.
 
     Parameters: place of the input; in `tables`, of the offsets of the input pixels and of the taps; number of taps,
@@ -185,7 +185,7 @@ def accumulate_depthwise(base, start, samples):  # type: ignore[no-untyped-def]
 
 
 @Operator
-def store(base, start, samples):  # type: ignore[no-untyped-def]
+def store(base: Any, start: int, samples: int) -> None:
     """Accumulators to bytes.
 
     Parameters: place of the accumulators and their distance from pixel to pixel; place of the output; in `tables`, of
@@ -202,7 +202,7 @@ def store(base, start, samples):  # type: ignore[no-untyped-def]
 
 
 @Operator
-def add(base, start, samples):  # type: ignore[no-untyped-def]
+def add(base: Any, start: int, samples: int) -> None:
     """Parameters: tensors a, b and out; multipliers of a and of b, constant, shift, zero point, minimum, maximum.
 
     zero_point + ((a * multiplier_a + b * multiplier_b + constant) >> shift), clamped; the constant holds the operands'
@@ -225,7 +225,7 @@ def add(base, start, samples):  # type: ignore[no-untyped-def]
 
 
 @Operator
-def max_pool(base, start, samples):  # type: ignore[no-untyped-def]
+def max_pool(base: Any, start: int, samples: int) -> None:
     """Parameters: tensors x and out; kernel, strides, top, left."""
     code, _, _, activations, _ = arrays(base)
     x, x_sample, x_row, x_pixel, height, width, channels = seven(code, start)
@@ -248,7 +248,7 @@ def max_pool(base, start, samples):  # type: ignore[no-untyped-def]
 
 
 @Operator
-def average_pool(base, start, samples):  # type: ignore[no-untyped-def]
+def average_pool(base: Any, start: int, samples: int) -> None:
     """Parameters: tensors x and out; kernel, strides, top, left, zero point or -1 where padding is not counted; place
     of scratch in `accumulators`, one a channel."""
     code, _, _, activations, accumulators = arrays(base)
@@ -281,7 +281,7 @@ def average_pool(base, start, samples):  # type: ignore[no-untyped-def]
 
 
 @Operator
-def global_average_pool(base, start, samples):  # type: ignore[no-untyped-def]
+def global_average_pool(base: Any, start: int, samples: int) -> None:
     """Parameters: tensors x and out; rounding; zero point of x times its pixels; place of scratch in `accumulators`,
     one a channel."""
     code, _, _, activations, accumulators = arrays(base)
@@ -304,7 +304,7 @@ def global_average_pool(base, start, samples):  # type: ignore[no-untyped-def]
 
 
 @Operator
-def clamp(base, start, samples):  # type: ignore[no-untyped-def]
+def clamp(base: Any, start: int, samples: int) -> None:
     """Parameters: tensors x and out; minimum, maximum."""
     code, _, _, activations, _ = arrays(base)
     x, x_sample, x_row, x_pixel, height, width, channels = seven(code, start)
@@ -320,7 +320,7 @@ def clamp(base, start, samples):  # type: ignore[no-untyped-def]
 
 
 @Operator
-def requantize(base, start, samples):  # type: ignore[no-untyped-def]
+def requantize(base: Any, start: int, samples: int) -> None:
     """Parameters: tensors x and out; rounding; zero point of x."""
     code, _, _, activations, _ = arrays(base)
     x, x_sample, x_row, x_pixel, height, width, channels = seven(code, start)
@@ -337,7 +337,7 @@ def requantize(base, start, samples):  # type: ignore[no-untyped-def]
 
 
 @Operator
-def lookup_table(base, start, samples):  # type: ignore[no-untyped-def]
+def lookup_table(base: Any, start: int, samples: int) -> None:
     """Parameters: tensors x and out; place of the 256 bytes in `code`."""
     code, _, _, activations, _ = arrays(base)
     x, x_sample, x_row, x_pixel, height, width, channels = seven(code, start)
@@ -352,7 +352,7 @@ def lookup_table(base, start, samples):  # type: ignore[no-untyped-def]
 
 
 @Operator
-def softmax(base, start, samples):  # type: ignore[no-untyped-def]
+def softmax(base: Any, start: int, samples: int) -> None:
     """Parameters: tensors x and out; place of the 256 entries in `code`."""
     code, _, _, activations, _ = arrays(base)
     x, x_sample, x_row, x_pixel, height, width, channels = seven(code, start)
@@ -384,7 +384,7 @@ def moved(code: np.ndarray, tables: np.ndarray, start: int, samples: int, memory
 
 
 @Operator
-def move(base, start, samples):  # type: ignore[no-untyped-def]
+def move(base: Any, start: int, samples: int) -> None:
     """Bytes from one tensor to another, for what is pure movement of data.
 
     Parameters: place and distance of samples of the source, of the target; in `tables`, places of the offsets of the
@@ -395,7 +395,7 @@ def move(base, start, samples):  # type: ignore[no-untyped-def]
 
 
 @Operator
-def move_accumulators(base, start, samples):  # type: ignore[no-untyped-def]
+def move_accumulators(base: Any, start: int, samples: int) -> None:
     """As `move`, for tensors of 32 bits."""
     code, tables, _, _, accumulators = arrays(base)
     moved(code, tables, start, samples, accumulators)
@@ -417,14 +417,14 @@ def find_largest(
 
 
 @Operator
-def arg_max(base, start, samples):  # type: ignore[no-untyped-def]
+def arg_max(base: Any, start: int, samples: int) -> None:
     """The lowest index of a largest value. Parameters: tensor x; place of the classes in `accumulators`."""
     code, _, _, activations, accumulators = arrays(base)
     find_largest(code, start, samples, activations, accumulators)
 
 
 @Operator
-def arg_max_accumulators(base, start, samples):  # type: ignore[no-untyped-def]
+def arg_max_accumulators(base: Any, start: int, samples: int) -> None:
     """As `arg_max`, for scores of 32 bits."""
     code, _, _, _, accumulators = arrays(base)
     find_largest(code, start, samples, accumulators, accumulators)
