@@ -700,7 +700,7 @@ def test_an_instruction_set_that_answers_wrongly_is_passed_over_with_a_warning_o
     monkeypatch.setattr(selection, "answers_rightly", lambda isa, tile: isa != best)
     with pytest.warns(UserWarning, match=f"isa '{best}' gives wrong answers here and is passed over"):
         assert Engine(threshold_model(), "jit").isa == others[0]
-    with pytest.raises(ParameterError, match=f"isa '{best}' gives wrong answers here: expected those of the reference"):
+    with pytest.raises(ParameterError, match=f"isa '{best}' gives wrong answers here: expected one that computes"):
         Engine(threshold_model(), "jit", best)
     assert Engine(threshold_model(), "jit", others[0]).isa == others[0]
 
@@ -713,13 +713,29 @@ def test_the_plain_loops_are_left_where_all_tiles_answer_wrongly(monkeypatch):
     assert len(warned) == len(VECTOR_ISAS)
 
 
+@pytest.mark.skipif(not VECTOR_ISAS, reason="needs vector instructions")
+def test_an_instruction_set_that_cannot_be_compiled_is_passed_over_with_a_warning_or_refused(monkeypatch):
+    best, *others = selection.available_isas()
+
+    def compiled(model, isa, tile=None):
+        if isa == best:
+            raise RuntimeError("LLVM does not\n like it")
+        return CompiledModel(model, isa, tile)
+
+    monkeypatch.setattr(selection, "CompiledModel", compiled)
+    with pytest.warns(UserWarning, match=rf"isa '{best}' cannot be compiled here \(LLVM does not like it\) and"):
+        assert Engine(threshold_model(), "jit").isa == others[0]
+    with pytest.raises(ParameterError, match=f"isa '{best}' cannot be compiled here"):
+        Engine(threshold_model(), "jit", best)
+
+
 def test_plain_loops_that_answer_wrongly_are_refused(monkeypatch):
     """Nothing is left to compute with; what an operator shared by all gets wrong shows itself here."""
     monkeypatch.setattr(selection, "answers_rightly", lambda isa, tile: False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for isa in (None, PORTABLE):
-            with pytest.raises(ParameterError, match="gives wrong answers here: expected those of the reference"):
+            with pytest.raises(ParameterError, match="gives wrong answers here: expected one that computes"):
                 Engine(threshold_model(), "jit", isa)
 
 

@@ -1,6 +1,6 @@
 """Which instruction set to compile a model for: what is asked for, or the best that runs here and answers rightly.
 
-Before a tile is used for the first time in a process, it computes two small models, whose answers the reference engine
+Before a tile is used for the first time in a process, it computes a small model, whose answers the reference engine
 knows: an LLVM or a processor that gets a bit wrong is passed over.
 """
 
@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 from llvmlite.binding import llvm_version_info
+from numba.core.errors import NumbaError
 
 from ...compilation import jit_disabled
 from ...errors import ParameterError
@@ -50,7 +51,7 @@ def compile_model(model: IntegerModel, isa: str = "auto") -> CompiledModel:
     """Compile a model for an instruction set; `auto` is the best that answers rightly.
 
     Raises:
-        ParameterError: if there is none of that name, it does not run here, or it answers wrongly.
+        ParameterError: if there is none of that name, it does not run here, cannot be compiled or answers wrongly.
     """
     names = ("auto", *simd.INSTRUCTION_SETS, PORTABLE)
     if isa not in names:
@@ -59,13 +60,17 @@ def compile_model(model: IntegerModel, isa: str = "auto") -> CompiledModel:
     if isa != "auto" and isa not in available:
         raise ParameterError(f"isa {isa!r} does not run here; expected one of {', '.join(('auto', *available))}")
     for name in available if isa == "auto" else (isa,):
-        compiled = CompiledModel(model, name)
-        tiles = PLAIN if name == PORTABLE else compiled.program.tiles
-        if all(answers_rightly(name, tile) for tile in tiles):
-            return compiled
+        try:
+            compiled = CompiledModel(model, name)
+            tiles = PLAIN if name == PORTABLE else compiled.program.tiles
+            if all(answers_rightly(name, tile) for tile in tiles):
+                return compiled
+            what = "gives wrong answers here"
+        except (RuntimeError, NumbaError) as error:  # of LLVM, of Numba
+            what = f"cannot be compiled here ({' '.join(str(error).split())[:200]})"
         if isa == "auto":
-            warnings.warn(f"isa {name!r} gives wrong answers here and is passed over", stacklevel=2)
-    raise ParameterError(f"isa {isa!r} gives wrong answers here: expected those of the reference engine")
+            warnings.warn(f"isa {name!r} {what} and is passed over", stacklevel=2)
+    raise ParameterError(f"isa {isa!r} {what}: expected one that computes what the reference engine does")
 
 
 @lru_cache(maxsize=None)
