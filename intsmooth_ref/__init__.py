@@ -6,13 +6,14 @@ Data flows one way, and each arrow has a room of its own:
 
     fixedpoint.py    multipliers and the named requantization modes
     interval.py      enclosures of real numbers, every rounding directed outwards
+    machine.py       what machine this is, for people to read
     compilation.py   how kernels are compiled, and whether Numba is there
     strict_hdf5.py   HDF5 files that always have the same bytes, and reading those of strangers
     dataset.py       images in, once, as hashed uint8 arrays
     noise/           Philox, exact distributions of integers, the sampler
     model/           layers, the proof that their integers stay in range, the model file, the fingerprint
     engine/          the model computed: `reference.py` specifies, `jit/` compiles it, for the processor at hand
-    certify/         votes, binomial bound, radius, files of results
+    certify/         votes, bounds, radii, when to stop; files of results, transcripts and their verification
     benchmark/       the compiled engine measured beside other runtimes
     cli/             the command `intsmooth-ref`, one module a subcommand
     data_tools/      converters and training, run by `python -m intsmooth_ref.data_tools.NAME`
@@ -35,6 +36,9 @@ _EXPORTS = {
     "Certificate": "certify.smoothing",
     "Prediction": "certify.smoothing",
     "SmoothedClassifier": "certify.smoothing",
+    "Verifier": "certify.verification",
+    "canonical_line": "certify.transcript",
+    "read_transcript": "certify.transcript",
     "Engine": "engine",
     "IntegerModel": "model.graph",
     "fingerprint": "model.fingerprint",

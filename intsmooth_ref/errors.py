@@ -23,3 +23,7 @@ class ParameterError(IntsmoothError):
 
 class ResultFileError(IntsmoothError):
     """A file of results cannot be written, or does not belong to the run that is to be resumed."""
+
+
+class TranscriptError(IntsmoothError):
+    """A transcript is not one, or breaks a rule of its format."""

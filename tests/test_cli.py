@@ -266,7 +266,7 @@ def test_a_fault_of_the_program_is_one_line_too(files, capsys, monkeypatch):
     def fault(*_):
         raise ZeroDivisionError("a\nfault")
 
-    monkeypatch.setattr("intsmooth_ref.certify.smoothing.radius_sq", fault)
+    monkeypatch.setattr("intsmooth_ref.certify.procedure.certified_budget", fault)
     status, _, err = run(capsys, *certify(files))
     assert status == 70 and err.count("\n") == 1 and "a fault of this program: ZeroDivisionError: a fault;" in err
     monkeypatch.setenv("INTSMOOTH_TRACEBACK", "1")

@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intsmooth_ref.errors import ArithmeticRangeError
-from intsmooth_ref.interval import Interval, normal_cdf, pi
+from intsmooth_ref.interval import (
+    CONTINUED_FRACTION_FROM,
+    Interval,
+    _continued_fraction,
+    normal_cdf,
+    normal_density,
+    normal_tail,
+    pi,
+)
 
 DIGITS = 30
 
@@ -221,6 +229,65 @@ def test_the_normal_cdf_at_zero_encloses_one_half() -> None:
     assert contains(normal_cdf(Fraction(0), DIGITS), Fraction(1, 2))
 
 
+TAIL_ARGUMENTS = ["0", "1/1000000", "1/3", "2", "3.999999", "4", "4.000001", "19/3", "18.8", "100", "1000"]
+
+
+@pytest.mark.parametrize("digits", [1, 5, 30, 100])
+@pytest.mark.parametrize("x", TAIL_ARGUMENTS)
+def test_the_normal_tail_keeps_its_relative_accuracy_however_far_out(x: str, digits: int) -> None:
+    mpmath = pytest.importorskip("mpmath")
+    value = Fraction(x)
+    with mpmath.workdps(130):
+        peer = mpmath.erfc(mpmath.mpf(value.numerator) / value.denominator / mpmath.sqrt(2)) / 2
+        expected = Fraction(mpmath.nstr(peer, 120))
+    tail = normal_tail(value, digits)
+    assert overlaps(tail, expected * (1 - Fraction(1, 10**115)), expected * (1 + Fraction(1, 10**115)))
+    assert is_tight(tail, digits)
+
+
+@pytest.mark.parametrize("x", [Fraction(CONTINUED_FRACTION_FROM), Fraction(13, 3), Fraction(7), Fraction(10)])
+def test_the_continued_fraction_and_the_series_of_the_cdf_agree(x: Fraction) -> None:
+    tail, difference = normal_tail(x, 60), Interval.of(1, 100) - normal_cdf(x**2, 100)
+    assert tail.lower <= difference.upper and difference.lower <= tail.upper
+
+
+@pytest.mark.parametrize("x", ["4", "13/3", "599/100", "50"])
+def test_the_continued_fraction_encloses_the_ratio_at_every_depth_and_precision(x: str) -> None:
+    """`phi(x) / (1 - Phi(x))` by mpmath; with few bits every rounding shows, with few terms the first enclosure."""
+    mpmath = pytest.importorskip("mpmath")
+    value = Fraction(x)
+    with mpmath.workdps(80):
+        point = mpmath.mpf(value.numerator) / value.denominator
+        ratio = mpmath.npdf(point) / (mpmath.erfc(point / mpmath.sqrt(2)) / 2)
+        expected = Fraction(mpmath.nstr(ratio, 60))
+    for depth in (0, 1, 2, 3, 10, 40):
+        for bits in (0, 1, 2, 5, 9, 100):
+            lower, upper = _continued_fraction(value, depth, bits)
+            assert lower < expected * 2**bits < upper
+
+
+@examples
+@given(st.fractions(min_value=0, max_value=40, max_denominator=10**6))
+def test_the_normal_tail_lies_between_the_bounds_of_its_ratio_to_the_density(x: Fraction) -> None:
+    """Birnbaum 1942, Sampford 1953: `2 / (x + sqrt(x**2+4)) <= (1 - Phi(x)) / phi(x) <= 4 / (3x + sqrt(x**2+8))`."""
+    ratio = normal_tail(x, DIGITS) / normal_density(x, DIGITS)
+
+    def bound(scale: int, factor: int, under_root: int) -> Interval:
+        root = Interval.of(x * x + under_root, DIGITS).sqrt()
+        return Interval.of(scale, DIGITS) / (Interval.of(factor * x, DIGITS) + root)
+
+    assert bound(2, 1, 4).lower <= ratio.upper and ratio.lower <= bound(4, 3, 8).upper
+
+
+@pytest.mark.parametrize("x", ["0", "1/7", "1", "-1", "6", "40"])
+def test_the_normal_density_times_the_root_of_two_pi_is_the_exponential(x: str) -> None:
+    density, value = normal_density(Fraction(x), 40), Fraction(x)
+    root = (Interval.of(2, 60) * pi(60)).sqrt()
+    product, expected = density * root, Interval.of(-value * value / 2, 60).exp()
+    assert product.lower <= expected.upper and expected.lower <= product.upper
+    assert is_tight(density, 35)
+
+
 @pytest.mark.parametrize("x_squared", ["1/1000000", "1/3", "1", "2.25", "10", "36", "200", "1600"])
 def test_functions_agree_with_mpmath_at_higher_precision(x_squared: str) -> None:
     mpmath = pytest.importorskip("mpmath")
@@ -249,11 +316,14 @@ def test_arguments_outside_the_domain_are_refused() -> None:
         minus_one_to_one.sqrt()
     with pytest.raises(ArithmeticRangeError, match="negative number"):
         normal_cdf(Fraction(-1), DIGITS)
+    with pytest.raises(ArithmeticRangeError, match="negative number"):
+        normal_tail(Fraction(-1), DIGITS)
 
 
 def test_the_callers_decimal_context_changes_nothing() -> None:
-    expected = normal_cdf(Fraction(7, 3), 41)
+    expected, tail = normal_cdf(Fraction(7, 3), 41), normal_tail(Fraction(9, 2), 41)
     with decimal.localcontext() as context:
         context.prec, context.rounding = 2, decimal.ROUND_UP
         context.traps[decimal.Inexact] = True
         assert normal_cdf(Fraction(7, 3), 41) == expected
+        assert normal_tail(Fraction(9, 2), 41) == tail

@@ -188,9 +188,9 @@ def test_machine_code_is_kept_until_any_file_with_kernels_changes(copied_package
 
     assert expected(120) != expected(129)
     votes, hits = votes_and_hits()
-    assert votes == expected(120) and set(hits.values()) == {0} and "count_votes" in hits
+    assert votes == expected(120) and set(hits.values()) == {0} and "cast_votes" in hits
     votes, hits = votes_and_hits()
-    assert votes == expected(120) and hits["count_votes"] == hits["accumulate"] == hits["quantize_input"] == 1
+    assert votes == expected(120) and hits["cast_votes"] == hits["accumulate"] == hits["quantize_input"] == 1
     changed_file.write_text(changed, "utf-8")
     votes, hits = votes_and_hits()
     assert votes == expected(129) and set(hits.values()) == {0}

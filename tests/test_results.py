@@ -60,9 +60,13 @@ def test_lines_that_are_complete_are_not_written_again(tmp_path):
 def test_earlier_results_are_moved_aside_both_files_by_one_number(tmp_path):
     table = written(tmp_path / "a.tsv", [0])
     (tmp_path / "a.jsonl.1").write_text("older")
-    assert results.move_aside(table) == tmp_path / "a.tsv.2"
+    transcript = tmp_path / "t.jsonl"
+    files = results.files_of(table, transcript)
+    records = tmp_path / "a.jsonl"
+    assert files == [table, records, transcript]
+    assert results.move_aside(files) == {table: tmp_path / "a.tsv.2", records: tmp_path / "a.jsonl.2"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl.1", "a.jsonl.2", "a.tsv.2"]
-    assert results.move_aside(table) is None
+    assert results.move_aside(files) == {}
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,8 @@ def test_what_is_no_number_is_refused(value):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "either sigma .* or sigma_levels"),
-        ({"sigma": 1, "sigma_levels": 1}, "not both"),
+        ({}, "noise: found none; expected one of sigma, sigma_levels, scale and scale_levels"),
+        ({"sigma": 1, "scale": 1}, "noise: found sigma, scale; expected one of"),
         ({"sigma": 0}, "1/4"),
         ({"sigma_levels": 1025}, "1024"),
         ({"sigma": "0.25", "threads": 0}, "threads 0: expected 1 to"),

@@ -1,5 +1,7 @@
-"""Votes are the classes of the addressed noisy images, counted, whatever engine, block, batch or thread counts them."""
+"""Votes are the classes of the addressed noisy images, sample by sample, whatever engine, block, batch or thread."""
 
+import hashlib
+import struct
 import threading
 from dataclasses import replace
 from fractions import Fraction
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from intsmooth_ref.certify.smoothing import SmoothedClassifier
-from intsmooth_ref.certify.votes import COMPILED_BATCH, REFERENCE_BATCH, usual_batch, vote_counter
+from intsmooth_ref.certify.votes import COMPILED_BATCH, REFERENCE_BATCH, Tally, usual_batch, vote_function
 from intsmooth_ref.compilation import numba_available
 from intsmooth_ref.engine import Engine
 from intsmooth_ref.errors import ParameterError
@@ -87,10 +89,10 @@ def picture(model, seed=0):
 
 def independent_votes(model, pixels, seed, image, stage, first_sample, samples):
     """Noise of the plain sampler, classes of the reference engine, one sample at a time."""
-    reference, votes = Engine(model, "reference"), [0] * model.classes
+    reference, votes = Engine(model, "reference"), []
     for sample in range(first_sample, first_sample + samples):
         noisy = add_noise(TABLE, pixels, seed, image, stage, sample, 1)
-        votes[int(reference.classify(noisy.reshape(1, *model.input.shape))[0])] += 1
+        votes.append(int(reference.classify(noisy.reshape(1, *model.input.shape))[0]))
     return votes
 
 
@@ -111,9 +113,9 @@ def test_votes_are_those_of_independent_noise_and_classes(engine, seed, image, s
     address = (seed, image, stage, first_sample, samples)
     model = NETWORKS["small"]
     pixels = picture(model).reshape(-1)
-    votes = vote_counter(Engine(model, *engine), TABLE)(pixels, *address)
-    assert votes.dtype == np.int64 and votes.tolist() == independent_votes(model, pixels, *address)
-    assert votes.sum() == samples
+    votes = vote_function(Engine(model, *engine), TABLE)(pixels, *address)
+    assert votes.dtype == np.int32 and votes.tolist() == independent_votes(model, pixels, *address)
+    assert len(votes) == samples
 
 
 @each_engine
@@ -122,32 +124,32 @@ def test_votes_of_every_block_size_are_those_of_independent_noise_and_classes(en
     pixels = picture(model, 1).reshape(-1)
     address = (11, 2, ESTIMATION, 90)
     samples = 3 if model.input.shape[0] > 20 else 40
-    votes = vote_counter(Engine(model, *engine), TABLE)(pixels, *address, samples)
+    votes = vote_function(Engine(model, *engine), TABLE)(pixels, *address, samples)
     assert votes.tolist() == independent_votes(model, pixels, *address, samples)
-    assert samples == 3 or np.count_nonzero(votes) > 1  # else any noise would do
+    assert samples == 3 or len(set(votes.tolist())) > 1  # else any noise would do
 
 
 @each_engine
 def test_votes_are_the_classes_that_a_description_of_the_model_gives(engine):
     pixels, address = flat_image(129).reshape(-1), (2**64 - 1, 5, ESTIMATION, 3, 50)
     noise = add_noise(TABLE, np.zeros(9, np.uint8), *address)
-    expected = np.bincount(classes_by_hand(flat_image(129), noise), minlength=2).tolist()
-    assert vote_counter(Engine(threshold_model(), *engine), TABLE)(pixels, *address).tolist() == expected
-    assert 0 < expected[0] < 50
+    expected = classes_by_hand(flat_image(129), noise)
+    assert vote_function(Engine(threshold_model(), *engine), TABLE)(pixels, *address).tolist() == expected
+    assert 0 < sum(expected) < 50
 
 
 @each_engine
 @each_network
-def test_votes_of_parts_add_up_to_those_of_the_whole(engine, model):
-    count = vote_counter(Engine(model, *engine), TABLE)
+def test_votes_of_parts_are_those_of_the_whole(engine, model):
+    vote = vote_function(Engine(model, *engine), TABLE)
     pixels, seed = picture(model, 2).reshape(-1), 99
     total = 37 if model.input.shape[0] < 20 else 3
-    whole = count(pixels, seed, 0, SELECTION, 10, total)
+    whole = vote(pixels, seed, 0, SELECTION, 10, total)
     generator = np.random.default_rng(4)
     for cuts in (1, 4):
         borders = [0, *sorted(generator.integers(0, total + 1, cuts).tolist()), total]
-        votes = [count(pixels, seed, 0, SELECTION, 10 + a, b - a) for a, b in zip(borders, borders[1:])]
-        assert np.array_equal(sum(votes), whole)
+        votes = [vote(pixels, seed, 0, SELECTION, 10 + a, b - a) for a, b in zip(borders, borders[1:])]
+        assert np.array_equal(np.concatenate(votes), whole)
 
 
 @each_engine
@@ -158,15 +160,28 @@ def test_threads_and_batches_change_no_vote(engine, threads, batch):
     classifier = SmoothedClassifier(model, "0.25", seed=5, engine=name, isa=isa, threads=threads, batch=batch)
     done = []
     votes = classifier.votes(image, 40, stage=ESTIMATION, index=8, progress=done.append)
-    assert votes.tolist() == independent_votes(model, image.reshape(-1), 5, 8, ESTIMATION, 0, 40)
-    assert sum(done) == 40
+    expected = independent_votes(model, image.reshape(-1), 5, 8, ESTIMATION, 0, 40)
+    assert votes.tolist() == np.bincount(expected, minlength=CLASSES).tolist() and sum(done) == 40
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [999, 1000, 1001], [0, 700, 700, 1400, 2100]])
+def test_a_tally_counts_and_hashes_votes_in_whatever_pieces_they_come(cuts):
+    votes = np.random.default_rng(5).integers(0, CLASSES, 2345).astype(np.int32)
+    tally = Tally(CLASSES + 1)  # a class without votes has its place
+    for a, b in zip([0, *cuts], [*cuts, len(votes)]):
+        tally.add(votes[a:b])
+    chunks = [votes[a : a + 1000] for a in (0, 1000, 2000)]
+    hashes = [hashlib.sha256(struct.pack(f"<{len(chunk)}H", *chunk.tolist())).hexdigest() for chunk in chunks]
+    assert tally.counts.tolist() == [votes.tolist().count(each) for each in range(CLASSES + 1)]
+    assert tally.samples == 2345 == tally.stage.samples
+    assert list(tally.stage.votes) == tally.counts.tolist() and list(tally.stage.chunks) == hashes
 
 
 @each_engine
-def test_one_counter_serves_several_threads_at_once(engine):
-    """Each thread counts other samples, all at the same time and several times over."""
+def test_one_function_serves_several_threads_at_once(engine):
+    """Each thread computes other samples, all at the same time and several times over."""
     model = NETWORKS["small"]
-    count, pixels = vote_counter(Engine(model, *engine), TABLE), picture(model, 4).reshape(-1)
+    vote, pixels = vote_function(Engine(model, *engine), TABLE), picture(model, 4).reshape(-1)
     ranges = [(first, 15 + first % 13) for first in range(0, 300, 50)]
     expected = [independent_votes(model, pixels, 6, 0, ESTIMATION, *each) for each in ranges]
     found, barrier = [[] for _ in ranges], threading.Barrier(len(ranges))
@@ -174,7 +189,7 @@ def test_one_counter_serves_several_threads_at_once(engine):
     def work(index):
         barrier.wait()
         for _ in range(2):
-            found[index].append(count(pixels, 6, 0, ESTIMATION, *ranges[index]).tolist())
+            found[index].append(vote(pixels, 6, 0, ESTIMATION, *ranges[index]).tolist())
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(len(ranges))]
     for thread in threads:
@@ -185,15 +200,15 @@ def test_one_counter_serves_several_threads_at_once(engine):
 
 
 @each_engine
-def test_a_counter_leaves_the_pixels_alone_and_takes_any_layout(engine):
+def test_voting_leaves_the_pixels_alone_and_takes_any_layout(engine):
     model = NETWORKS["small"]
-    count, address = vote_counter(Engine(model, *engine), TABLE), (1, 2, SELECTION, 3, 20)
+    vote, address = vote_function(Engine(model, *engine), TABLE), (1, 2, SELECTION, 3, 20)
     pixels = picture(model).reshape(-1)
-    expected, kept = count(pixels, *address), pixels.copy()
+    expected, kept = vote(pixels, *address), pixels.copy()
     every_other, frozen = np.repeat(pixels, 2)[::2], pixels.copy()
     frozen.setflags(write=False)
     for other in (every_other, frozen):
-        assert np.array_equal(count(other, *address), expected)
+        assert np.array_equal(vote(other, *address), expected)
     assert np.array_equal(pixels, kept)
 
 
@@ -214,10 +229,10 @@ def test_a_counter_leaves_the_pixels_alone_and_takes_any_layout(engine):
     ],
 )
 def test_what_has_no_address_is_refused(engine, changed, message):
-    count = vote_counter(Engine(NETWORKS["small"], *engine), TABLE)
+    vote = vote_function(Engine(NETWORKS["small"], *engine), TABLE)
     arguments = {"pixels": np.zeros(48, np.uint8), "seed": 1, "image": 0, "stage": 0, "first_sample": 0, "samples": 4}
     with pytest.raises(ParameterError, match=message):
-        count(*{**arguments, **changed}.values())
+        vote(*{**arguments, **changed}.values())
 
 
 @each_engine

@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from typing import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -29,6 +28,7 @@ from ..engine import Engine
 from ..engine.jit.selection import available_isas
 from ..engine.jit.simd import INSTRUCTION_SETS, measured_peak
 from ..errors import ParameterError
+from ..machine import cpu_model, usable_cores, versions
 from ..model.fingerprint import fingerprint
 from ..model.graph import IntegerModel
 from ..noise.sampler import ESTIMATION
@@ -186,30 +186,15 @@ def machine(peers: Sequence[Peer]) -> dict[str, object]:
     """What is measured on, and with which versions."""
     names = [*dict.fromkeys(["numpy", "numba", *(package for peer in peers for package in peer.packages)])]
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "architecture": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "isas": list(available_isas()),
         "python": platform.python_version(),
-        "versions": {"intsmooth_ref": __version__, **{name: version(name) for name in names}},
+        "versions": versions(names),
     }
-
-
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            fields = [line.split(":", 1) for line in file if ":" in line]
-    except OSError:
-        fields = []
-    models = [value.strip() for name, value in fields if name.strip() == "model name"]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

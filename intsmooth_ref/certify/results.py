@@ -1,8 +1,9 @@
-"""The two files of a run: a table that other projects' scripts read, and records from which the run can be resumed.
+"""The files of a run: a table that other projects' scripts read, records from which it can be resumed, a transcript.
 
 The table is what `certify.py` and `predict.py` of locuslab/smoothing write, tab-separated, one line an image. The
 records, JSON lines, hold every integer of the certificate and every parameter of the run, and nothing that differs
-from one run to the next: only the table's column `time` does. Both are written and flushed image by image.
+from one run to the next: only the table's column `time` does. The transcript, where one is asked for, holds what others
+need to replay the run (`transcript.py`). All are written and flushed image by image.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import Any, IO, Mapping, Sequence
 
 from ..errors import ResultFileError
+from .transcript import parse_line
 
 Record = Mapping[str, Any]
 
@@ -63,20 +65,23 @@ def check_continues(records: Sequence[Record], expected: Sequence[Record], table
                 )
 
 
-def move_aside(table: Path) -> Path | None:
-    """Rename the files of an earlier run, so that nothing certified is lost; the table's new name, if there was one."""
-    files = [path for path in (table, records_path(table)) if path.exists()]
-    if not files:
-        return None
+def files_of(table: Path | None, transcript: Path | None) -> list[Path]:
+    """All files that a run writes."""
+    return [*([table, records_path(table)] if table else []), *([transcript] if transcript else [])]
+
+
+def move_aside(files: Sequence[Path]) -> Mapping[Path, Path]:
+    """Rename those of the files that an earlier run left, so that nothing certified is lost; their new names."""
+    there = [path for path in files if path.exists()]
     number = 1
-    while any(_numbered(path, number).exists() for path in (table, records_path(table))):
+    while any(_numbered(path, number).exists() for path in files):
         number += 1
     try:
-        for path in files:
+        for path in there:
             path.rename(_numbered(path, number))
     except OSError as error:
-        raise ResultFileError(f"{table}: the earlier results cannot be moved aside: {error.strerror}") from None
-    return _numbered(table, number)
+        raise ResultFileError(f"{there[0]}: the earlier results cannot be moved aside: {error.strerror}") from None
+    return {path: _numbered(path, number) for path in there}
 
 
 def _numbered(path: Path, number: int) -> Path:
@@ -84,50 +89,75 @@ def _numbered(path: Path, number: int) -> Path:
 
 
 class ResultFiles:
-    """The table and the records of one run, open for appending. A context manager."""
+    """The files of one run, open for appending. A context manager.
 
-    def __init__(self, table: Path, columns: Sequence[str]) -> None:
-        """Open both files, empty or with the complete lines they hold, in step with each other.
+    Attributes:
+        records: of the images that are complete.
+    """
 
-        Lines that an interruption cut short, or that only one of the files received, are dropped.
+    def __init__(self, table: Path | None, columns: Sequence[str], transcript: Path | None = None) -> None:
+        """Open the files, empty or with the complete lines they hold, in step with each other.
+
+        Lines that an interruption cut short, or that only some of the files received, are dropped.
 
         Raises:
             ResultFileError: if a file cannot be opened, or is not one of these.
         """
-        self.table, self.records_path, self.columns = table, records_path(table), columns
+        self.table, self.transcript, self.columns = table, transcript, columns
         self.records: list[Record] = []
-        for path in (table, self.records_path):
+        if table and table.suffix == ".jsonl":
+            raise ResultFileError(f"{table}: this ending is kept for the records beside the table; expected .tsv")
+        files = files_of(table, transcript)
+        for path in files:
             if path.exists() and not path.is_file():
                 raise ResultFileError(f"{path}: is no regular file, expected one to write results to")
-        if table.suffix == ".jsonl":
-            raise ResultFileError(f"{table}: this ending is kept for the records beside the table; expected .tsv")
-        header = "\t".join([*columns, "time"])
+            if files.count(path) > 1:
+                raise ResultFileError(f"{path}: stands for two files of this run, expected another name for each")
         try:
-            rows = _complete_lines(table) if table.exists() else []
-            lines = _complete_lines(self.records_path) if self.records_path.exists() else []
-            if rows and rows[0] != header:
-                raise ResultFileError(f"{table}: found the header {rows[0][:80]!r}, expected {header!r}")
-            self.records = [_parsed(line, self.records_path, i + 1) for i, line in enumerate(lines)][: len(rows[1:])]
-            _check_rows(rows[1:], self.records, table)
-            kept = len(self.records)
-            self._table = _opened(table, [header, *rows[1 : kept + 1]])
-            self._records = _opened(self.records_path, lines[:kept])
+            lines = [_complete_lines(path) if path.exists() else [] for path in files]
+            if table:
+                lines = self._in_step(table, *lines)
+            self._files = [_opened(path, each) for path, each in zip(files, lines)]
         except OSError as error:
-            raise ResultFileError(f"{error.filename or table}: cannot be written: {error.strerror}") from None
+            raise ResultFileError(f"{error.filename or files[0]}: cannot be written: {error.strerror}") from None
 
-    def append(self, record: Record, seconds: float) -> None:
-        """Write one image's line to both files and flush them.
+    def _in_step(
+        self, table: Path, rows: list[str], records: list[str], certificates: list[str] | None = None
+    ) -> list[list[str]]:
+        """The lines of each file that are kept: those of images that all files have."""
+        header = "\t".join([*self.columns, "time"])
+        if rows and rows[0] != header:
+            raise ResultFileError(f"{table}: found the header {rows[0][:80]!r}, expected {header!r}")
+        kept = min(len(rows[1:]), len(records))
+        parsed = [_parsed(line, records_path(table), i + 1) for i, line in enumerate(records)][:kept]
+        _check_rows(rows[1:], parsed, table)
+        self.records = parsed
+        if certificates is None:
+            return [[header, *rows[1 : kept + 1]], records[:kept]]
+        assert self.transcript is not None
+        if len(certificates) < kept:  # it is written first, so an interruption cannot have caused this
+            raise ResultFileError(
+                f"{self.transcript}: holds {len(certificates)} certificates, expected the {kept} of {table}"
+            )
+        _check_certificates(certificates, parsed, self.transcript)
+        return [[header, *rows[1 : kept + 1]], records[:kept], certificates[:kept]]
+
+    def append(self, record: Record, seconds: float, certificate: bytes = b"") -> None:
+        """Write one image's line to each file and flush them; the transcript's is a line of `transcript.py`.
 
         Raises:
             ResultFileError: if the disk is full, say; what was written before stays.
         """
+        lines = [f"{table_line(record, self.columns, seconds)}\n".encode("utf-8"), _record_line(record)]
+        lines = [*(lines if self.table else []), *([certificate] if self.transcript else [])]
         try:
-            _write_line(self._records, json.dumps(record, separators=(",", ":")))
-            _write_line(self._table, table_line(record, self.columns, seconds))
+            for file, line in reversed(list(zip(self._files, lines))):
+                _write_line(file, line)
         except OSError as error:
+            kept = "make room and go on with --resume" if self.table else "those in the transcript can be verified"
             raise ResultFileError(
-                f"{self.table}: cannot be written: {error.strerror}; {len(self.records)} images are complete"
-                " and stay: make room and go on with --resume"
+                f"{self.table or self.transcript}: cannot be written: {error.strerror}; {len(self.records)} images are"
+                f" complete and stay: {kept}"
             ) from None
         self.records.append(record)
 
@@ -137,7 +167,7 @@ class ResultFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for file in (self._table, self._records):
+        for file in self._files:
             file.close()
 
 
@@ -165,6 +195,21 @@ def _check_rows(rows: Sequence[str], records: Sequence[Record], table: Path) -> 
             raise ResultFileError(f"{table}: line {number}: found {row[:60]!r}, expected image {record['idx']}")
 
 
+def _check_certificates(lines: Sequence[str], records: Sequence[Record], transcript: Path) -> None:
+    for number, (line, record) in enumerate(zip(lines, records), start=1):
+        found = parse_line(f"{line}\n".encode("utf-8"), f"{transcript}: line {number}")
+        of_certificate = (found.image.index, found.image.sha256, found.model_sha256, found.seed)
+        if of_certificate != tuple(record.get(name) for name in ("idx", "image_sha256", "model_sha256", "seed")):
+            raise ResultFileError(
+                f"{transcript}: line {number}: found image {found.image.index}, expected the certificate of image"
+                f" {record['idx']} of this run"
+            )
+
+
+def _record_line(record: Record) -> bytes:
+    return (json.dumps(record, separators=(",", ":")) + "\n").encode("utf-8")
+
+
 def _opened(path: Path, lines: Sequence[str]) -> IO[bytes]:
     """The file with exactly these lines, unbuffered, positioned at its end."""
     content = "".join(f"{line}\n" for line in lines).encode("utf-8")
@@ -177,9 +222,9 @@ def _opened(path: Path, lines: Sequence[str]) -> IO[bytes]:
     return file
 
 
-def _write_line(file: IO[bytes], line: str) -> None:
+def _write_line(file: IO[bytes], data: bytes) -> None:
     """Write a whole line or, where the disk is full, leave none of it."""
-    data, begin = f"{line}\n".encode("utf-8"), file.tell()
+    begin = file.tell()
     try:
         written = 0
         while written < len(data):

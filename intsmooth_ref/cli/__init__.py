@@ -1,7 +1,8 @@
 """The command `intsmooth-ref`: one module a subcommand, each with `add_arguments` and `run`.
 
 A wrong input ends in one line on standard error and an exit status other than 0, never in a traceback:
-1 for what the package refuses, 2 for wrong arguments, 70 for a fault of the program, 130 for Ctrl-C.
+1 for what the package refuses (2 in verify, where 1 means refuted), 2 for wrong arguments, 70 for a fault of the
+program, 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import NoReturn, Sequence
 
 from .. import __version__
 from ..errors import IntsmoothError
-from . import bench, certify, inspect, predict
+from . import bench, certify, inspect, predict, verify
 
 PROGRAM = "intsmooth-ref"
 #: Environment variable: a fault of the program shows its traceback.
 SHOW_TRACEBACK = "INTSMOOTH_TRACEBACK"
-SUBCOMMANDS = (certify, predict, inspect, bench)
+SUBCOMMANDS = (certify, verify, predict, inspect, bench)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         module.add_arguments(subparser)
-        subparser.set_defaults(run=module.run)
+        subparser.set_defaults(run=module.run, refused=getattr(module, "REFUSED", 1))
     options = parser.parse_args(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -51,16 +52,16 @@ def _run(options: argparse.Namespace) -> int:
     try:
         return int(options.run(options))
     except IntsmoothError as error:
-        return _fail(str(error), 1)
+        return _fail(str(error), options.refused)
     except KeyboardInterrupt as interruption:
         return _fail(f"interrupted{''.join(map(str, interruption.args))}", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: say nothing at exit either
         return 141
     except MemoryError:
-        return _fail("out of memory; a smaller --batch or fewer --threads need less", 1)
+        return _fail("out of memory; a smaller --batch or fewer --threads need less", options.refused)
     except OSError as error:
-        return _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
+        return _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", options.refused)
     except Exception as fault:
         if os.environ.get(SHOW_TRACEBACK):
             raise

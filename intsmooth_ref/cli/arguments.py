@@ -26,6 +26,11 @@ def rational(text: str) -> Fraction:
         raise argparse.ArgumentTypeError(f"{text!r} is no number; expected one such as 0.25 or 51/4") from None
 
 
+def rationals(text: str) -> list[Fraction]:
+    """Numbers separated by commas, as 0.25,1/2."""
+    return [rational(each) for each in text.split(",")]
+
+
 def integer_from(minimum: int) -> Callable[[str], int]:
     """A type of argument: integers from `minimum` on."""
 
@@ -54,6 +59,13 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
                         " portable; changes no bit (default: $INTSMOOTH_ISA, or the best here)")  # fmt: skip
 
 
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch", type=integer_from(1), metavar="B",
+                        help="samples computed at a time; changes no bit (default: by the network's size)")  # fmt: skip
+    parser.add_argument("--threads", type=integer_from(1), metavar="T",
+                        help="changes no bit (default: one a processor)")  # fmt: skip
+
+
 def add_sampling(parser: argparse.ArgumentParser, purpose: str) -> None:
     """The options that predict and certify have in common."""
     add_model(parser)
@@ -64,12 +76,15 @@ def add_sampling(parser: argparse.ArgumentParser, purpose: str) -> None:
                        help=f"noise as a fraction of full scale (default: {DEFAULT_SIGMA})")  # fmt: skip
     noise.add_argument("--sigma-levels", type=rational, metavar="S",
                        help="noise in grey levels instead: 63.75 is the same as --sigma 0.25")  # fmt: skip
+    noise.add_argument("--scale", type=rational, metavar="B",
+                       help="discrete Laplace noise of this scale instead, as a fraction of full scale; its radii are"
+                       " in the L1 norm")  # fmt: skip
+    noise.add_argument("--scale-levels", type=rational, metavar="B",
+                       help="discrete Laplace noise, its scale in grey levels")  # fmt: skip
     parser.add_argument("--n", type=integer_from(1), default=1000, metavar="N",
                         help=f"samples that {purpose} (default: 1000; published figures use 100000)")  # fmt: skip
     parser.add_argument("--alpha", type=rational, default=Fraction(1, 1000), metavar="A",
                         help="probability that an image's result may be wrong (default: 0.001)")  # fmt: skip
-    parser.add_argument("--batch", type=integer_from(1), metavar="B",
-                        help="samples computed at a time; changes no bit (default: by the network's size)")  # fmt: skip
     parser.add_argument("--skip", type=integer_from(1), default=1, metavar="K",
                         help="take every K-th image (default: 1, all)")  # fmt: skip
     parser.add_argument("--max", type=integer_from(1), metavar="M",
@@ -79,8 +94,7 @@ def add_sampling(parser: argparse.ArgumentParser, purpose: str) -> None:
     parser.add_argument("--seed", type=integer_from(0), metavar="S",
                         help="0 to 2**64-1; the same seed gives the same bits (default: drawn by the system"
                         " and recorded)")  # fmt: skip
-    parser.add_argument("--threads", type=integer_from(1), metavar="T",
-                        help="changes no bit (default: one a processor)")  # fmt: skip
+    add_threads(parser)
     add_engine(parser)
     parser.add_argument("--out", type=Path, metavar="FILE.tsv",
                         help="write the table here, and records beside it as FILE.jsonl (default: the table to"
@@ -111,10 +125,10 @@ def open_data(path: Path | None, split: str | None, model_path: Path | None) -> 
 def open_classifier(options: argparse.Namespace, seed: int | None) -> SmoothedClassifier:
     from ..certify.smoothing import SmoothedClassifier
 
-    sigma = options.sigma
-    if sigma is None and options.sigma_levels is None:
-        sigma = DEFAULT_SIGMA
+    given = {name: getattr(options, name) for name in ("sigma", "sigma_levels", "scale", "scale_levels")}
+    if not any(value is not None for value in given.values()):
+        given["sigma"] = DEFAULT_SIGMA
     return SmoothedClassifier(
-        open_model(options.model).model, sigma, sigma_levels=options.sigma_levels, seed=seed,
+        open_model(options.model).model, **given, seed=seed,
         engine=options.engine, isa=options.isa, threads=options.threads, batch=options.batch,
     )  # fmt: skip

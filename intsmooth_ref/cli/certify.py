@@ -2,19 +2,20 @@
 
 For each image, n0 noisy copies select a class and n more bound its probability; the radius is what that bound
 guarantees (Cohen, Rosenfeld and Kolter 2019), in integers from the pixel to the radius. The table has the columns
-idx, label, predict (-1: abstained), radius (L2, as a fraction of full scale, rounded down), correct and time; the
-records beside it hold radius_sq in grey levels squared, the votes, and all that is needed to repeat the run.
-Without arguments the embedded network certifies the embedded handwritten digits.
+idx, label, predict (-1: abstained), radius (as a fraction of full scale, rounded down), correct and time; the records
+beside it hold the radius in grey levels, the votes, and all that is needed to repeat the run. A transcript holds what
+others need to replay it: see verify. Without arguments the embedded network certifies the embedded handwritten digits.
 """
 
 from __future__ import annotations
 
 import argparse
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Sequence
 
-from .arguments import add_sampling, integer_from
-from .images import print_summary, run_over_images
+from .arguments import add_sampling, integer_from, rationals
+from .images import Found, Job, Record, Run, print_summary, run_over_images
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,66 +23,143 @@ if TYPE_CHECKING:
     from ..certify.smoothing import SmoothedClassifier
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct")
-#: Radii of the summary, in quarters of full scale, as far as anything is certified there.
-SUMMARY_STEP = Fraction(1, 4)
+#: How a record names the radius in each norm: an integer, squared in the first.
+RADIUS_NAMES = {"L2": "radius_sq", "L1": "radius_l1", "Linf": "radius_linf"}
+#: Steps between the radii of the summary, as far as anything is certified there.
+SUMMARY_STEPS = {"L2": Fraction(1, 4), "L1": Fraction(1, 2), "Linf": Fraction(2, 255)}
+#: One less the probability with which the summary's lower bound of the accuracy holds.
+RHO = Fraction(1, 1000)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_sampling(parser, "bound the selected class's probability")
+    add_sampling(parser, "bound the selected class's probability, at most")
     parser.add_argument("--n0", type=integer_from(1), default=100, metavar="N0",
                         help="samples that select the class (default: 100)")  # fmt: skip
+    parser.add_argument("--bound", choices=("majority", "two-class"), default="majority",
+                        help="what the radius rests on: the selected class's probability alone, or also those of the"
+                        " others, for which alpha is split (default: majority)")  # fmt: skip
+    parser.add_argument("--target-radius", type=rationals, action="extend", default=[], metavar="R[,R...]",
+                        help="radii of the summary, as fractions of full scale (default: in even steps)")  # fmt: skip
+    parser.add_argument("--stop", action="store_true",
+                        help="stop sampling as soon as each target radius, in the noise's norm, is certified or cannot"
+                        " reasonably be: the radius is then the largest target that is certified (default: take all N"
+                        " samples)")  # fmt: skip
+    parser.add_argument("--familywise", action="store_true",
+                        help="alpha for all images together: each is certified at alpha divided by their"
+                        " number")  # fmt: skip
+    parser.add_argument("--norm", choices=tuple(RADIUS_NAMES),
+                        help="which norm the table and the summary speak of; what is certified in one implies radii in"
+                        " the others (default: L2, and L1 with --scale)")  # fmt: skip
+    parser.add_argument("--transcript", type=Path, metavar="FILE.jsonl",
+                        help="write a certificate a line, which intsmooth-ref verify replays; earlier ones are moved"
+                        " aside, not overwritten")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
     """Certify, print the summary; returns the exit status."""
-    parameters = {"command": "certify", "n0": options.n0, "n": options.n, "alpha": str(options.alpha)}
+    from ..errors import ParameterError
 
-    def check(classifier: SmoothedClassifier) -> None:
-        from ..certify.radius import require_enough_samples
-
-        require_enough_samples(options.n, classifier.remaining_alpha(options.n, options.alpha))
-
-    def task(
-        classifier: SmoothedClassifier, image: np.ndarray, index: int, progress: Callable[[int], None]
-    ) -> Mapping[str, Any]:
-        found = classifier.certify(image, options.n0, options.n, options.alpha, index=index, progress=progress)
-        return {
-            "predict": found.prediction,
-            "radius": found.radius,
-            "radius_sq": found.radius_sq,
-            "selection_votes": found.selection_votes,
-            "estimation_votes": found.estimation_votes,
-        }
-
-    records, progress = run_over_images(options, parameters, COLUMNS, options.n0 + options.n, check, task)
-    print_summary(options, summary(records), progress, records[0]["seed"])
+    if options.stop and not options.target_radius:
+        raise ParameterError("--stop: needs --target-radius, the radii to be decided")
+    done = run_over_images(options, COLUMNS, lambda classifier, images: _prepared(options, classifier, images))
+    print_summary(options, summary(done, options), done)
     return 0
 
 
-def summary(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Certified accuracy at several radii, abstentions, average certified radius: fractions of all images."""
-    from ..certify.radius import radius_sq_at_least
+def _prepared(options: argparse.Namespace, classifier: SmoothedClassifier, images: int) -> Job:
+    from ..certify.procedure import Procedure
+    from ..certify.radius import budget_at_least
+    from ..certify.transcript import Familywise, canonical_line
 
+    noise = classifier.noise.name
+    targets = sorted({budget_at_least(noise, radius) for radius in options.target_radius}) if options.stop else ()
+    family = Familywise(options.alpha, images) if options.familywise else None
+    alpha = options.alpha / images if options.familywise else options.alpha
+    rule = classifier.rule(Procedure(options.n0, options.n, alpha, options.bound, tuple(targets), family))
+    norm = options.norm or rule.norm
+
+    def task(image: np.ndarray, known: Record, progress: Callable[[int], None]) -> Found:
+        index = known["idx"]
+        found = classifier.carry_out(rule, image, index, progress)
+        radii = {"L2": found.radii.l2_sq, "L1": found.radii.l1, "Linf": found.radii.linf}
+        fields: dict[str, Any] = {"predict": found.prediction, "radius": found.radius_in(norm)}
+        fields.update({RADIUS_NAMES[each]: radii[each] for each in {rule.norm: 0, norm: 0}})
+        if targets:
+            fields["samples"] = found.estimation.samples
+        fields.update(selection_votes=found.selection_votes, estimation_votes=found.estimation_votes)
+        certificate = b""
+        if options.transcript:
+            document = classifier.document(found, known["image_sha256"], index=index, label=known["label"])
+            certificate = canonical_line(document)
+        return Found(fields, certificate)
+
+    parameters = {"command": "certify", "n0": options.n0, "n": options.n, "alpha": str(alpha)}
+    unusual = {
+        "familywise": f"{options.alpha} for {images} images" if family else None,
+        "bound": options.bound if options.bound != "majority" else None,
+        "targets": list(targets) or None,
+        "norm": norm if norm != rule.norm else None,
+    }
+    parameters.update({name: value for name, value in unusual.items() if value is not None})
+    return Job(parameters, options.n0 + options.n, task)
+
+
+def summary(run: Run, options: argparse.Namespace) -> list[str]:
+    """Of which images it speaks; certified accuracy at several radii, as counted and as a bound that holds with high
+    probability; abstentions; average certified radius: fractions of all images, rounded down."""
+    from ..certify.accuracy import certified_accuracy
+
+    records = run.records
     images = len(records)
     labelled = any(record["label"] >= 0 for record in records)
     counted = [record for record in records if record["correct"] or not labelled and record["predict"] >= 0]
-    radii: list[Fraction] = []
-    counts: list[int] = []
-    radius = Fraction(0)
-    while not radii or counts[-1]:
-        needed = radius_sq_at_least(radius)
-        radii.append(radius)
-        counts.append(sum(record["radius_sq"] >= needed for record in counted))
-        radius += SUMMARY_STEP
+    norm = options.norm or ("L1" if records[0]["noise"] == "discrete_laplace" else "L2")
+    radii, counts = _certified_at(counted, norm, options.target_radius)
     abstained = sum(record["predict"] < 0 for record in records)
     average = sum((Fraction(record["radius"]) for record in counted), Fraction(0)) / images
-    return [
-        f"{images} images, {abstained} abstained",
-        "radius             " + "".join(f"{float(each):>7.2f}" for each in radii),
-        ("certified accuracy " if labelled else "certified          ")
-        + "".join(f"{_three_digits(Fraction(count, images)):>7}" for count in counts),
-        f"average certified radius {_three_digits(average)}",
-    ]
+    if options.familywise:
+        bound, chance = [Fraction(count, images) for count in counts], 1 - options.alpha
+    else:
+        bound, chance = [certified_accuracy(count, images, options.alpha, RHO) for count in counts], 1 - RHO
+    lines = [run.subset, f"{abstained} abstained; average certified radius {_three_digits(average)} ({norm})"]
+    if options.stop:
+        samples = sum(record["samples"] for record in records)
+        lines.append(f"{samples // images} samples an image on average, of {options.n} at most")
+    rows = {
+        f"radius ({norm})": [_radius_text(radius, norm) for radius in radii],
+        "certified accuracy" if labelled else "certified": [_three_digits(Fraction(each, images)) for each in counts],
+        f"at least, with probability {float(chance):.6g}": [_three_digits(each) for each in bound],
+    }
+    width = max(map(len, rows))
+    return [*lines, *(f"{name:<{width}}" + "".join(f"  {cell:>6}" for cell in cells) for name, cells in rows.items())]
+
+
+def _certified_at(
+    records: Sequence[Record], norm: str, radii: Sequence[Fraction]
+) -> tuple[Sequence[Fraction], Sequence[int]]:
+    """How many of the records are certified at each radius; by default in steps, up to the first without any."""
+    from ..certify.radius import budget_at_least
+
+    name, noise = RADIUS_NAMES[norm], "discrete_gaussian" if norm == "L2" else "discrete_laplace"
+
+    def count(radius: Fraction) -> int:
+        needed = budget_at_least(noise, radius)
+        return sum(record[name] >= needed for record in records)
+
+    if radii:
+        return sorted(radii), [count(radius) for radius in sorted(radii)]
+    steps, counts = [Fraction(0)], [count(Fraction(0))]
+    while counts[-1]:
+        steps.append(steps[-1] + SUMMARY_STEPS[norm])
+        counts.append(count(steps[-1]))
+    return steps, counts
+
+
+def _radius_text(radius: Fraction, norm: str) -> str:
+    if norm == "Linf" and (radius * 255).denominator == 1:
+        return f"{radius * 255}/255"
+    two_digits = f"{float(radius):.2f}"
+    return two_digits if Fraction(two_digits) == radius else f"{float(radius):.6g}"
 
 
 def _three_digits(value: Fraction) -> str:

@@ -6,12 +6,13 @@ import argparse
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..certify.results import ResultFiles, check_continues, move_aside, read_run, records_path, table_line
+from ..certify.results import ResultFiles, check_continues, files_of, move_aside, read_run, records_path, table_line
 from ..errors import ParameterError, ResultFileError
 from .arguments import open_classifier, open_data
 from .interruption import Interruption
@@ -19,28 +20,52 @@ from .progress import Progress
 
 if TYPE_CHECKING:
     from ..certify.smoothing import SmoothedClassifier
+    from ..dataset import Dataset
 
 Record = Mapping[str, Any]
-#: `Task`: from a classifier, an image, its index and a progress callback to the image's part of the record.
-Check = Callable[["SmoothedClassifier"], None]
-Task = Callable[["SmoothedClassifier", np.ndarray, int, Callable[[int], None]], Record]
 
 
-def run_over_images(
-    options: argparse.Namespace, parameters: Record, columns: Sequence[str], samples_per_image: int, check: Check,
-    task: Task,
-) -> tuple[Sequence[Record], Progress]:  # fmt: skip
-    """Run `task` on each chosen image; write the table and the records line by line.
+@dataclass(frozen=True)
+class Found:
+    """What was found of one image: its part of the record, and its line of the transcript, if there is one."""
+
+    fields: Record
+    certificate: bytes = b""
+
+
+#: From an image, what is known of its record before it is computed, and a progress callback to what is found.
+Task = Callable[[np.ndarray, Record, Callable[[int], None]], Found]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A kind of run: what its records say of it, how many samples an image takes at most, and what is done."""
+
+    parameters: Record
+    samples_per_image: int
+    task: Task
+
+
+#: Makes a run ready for so many images; refuses, before anything is begun, what can lead to nothing.
+Prepare = Callable[["SmoothedClassifier", int], Job]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is complete: all its records, those of a resumed run included, of which images, what was counted."""
+
+    records: Sequence[Record]
+    subset: str
+    progress: Progress
+
+
+def run_over_images(options: argparse.Namespace, columns: Sequence[str], prepare: Prepare) -> Run:
+    """Carry out the task on each chosen image; write the table, the records and the transcript line by line.
 
     Args:
         options: of the command line.
-        parameters: what the records say of this kind of run, besides model, noise and seed.
         columns: of the table, `time` left out.
-        samples_per_image: for the time left.
-        check: refuses parameters that can lead to nothing, before anything is begun.
-
-    Returns:
-        All records, those of a resumed run included, and what was counted.
+        prepare: makes the run ready.
     """
     if options.resume and options.out is None:
         raise ParameterError("--resume: needs --out, the file of the run to go on with")
@@ -51,22 +76,22 @@ def run_over_images(
     classifier = open_classifier(options, seed)
     data = open_data(options.data, options.split, options.model)
     indices = range(len(data.images))[:: options.skip][: options.max]
-    run = {**parameters, **_description(classifier)}
     for index in (indices[0], indices[-1]):
         classifier.check_image(data.images[index], index, options.n)
-    check(classifier)
+    job = prepare(classifier, len(indices))
+    run = {**job.parameters, **_description(classifier)}
 
     def known(index: int) -> Record:
         """What the record of an image says before it is computed."""
         return {"idx": index, "label": int(data.labels[index]), "image_sha256": data.image_sha256(index), **run}
 
     files = _open_files(options, columns)
-    if files:
+    if files and options.out:
         check_continues(files.records, [known(index) for index in indices[: len(files.records)]], options.out)
     records: list[Record] = list(files.records) if files else []
-    if files is None:
+    if options.out is None:
         print("\t".join([*columns, "time"]), flush=True)
-    progress, interruption = Progress(len(indices) - len(records), samples_per_image), Interruption()
+    progress, interruption = Progress(len(indices) - len(records), job.samples_per_image), Interruption()
 
     def batch_done(samples: int) -> None:
         progress.samples(samples)
@@ -76,22 +101,33 @@ def run_over_images(
         with interruption, files or nullcontext():
             for index in indices[len(records) :]:
                 begin = time.monotonic()
-                found = task(classifier, data.images[index], index, batch_done)
-                record = _record(known(index), found)
+                found = job.task(data.images[index], known(index), batch_done)
+                record = _record(known(index), found.fields)
                 seconds = time.monotonic() - begin
                 if files:
-                    files.append(record, seconds)
-                else:
+                    files.append(record, seconds, found.certificate)
+                if options.out is None:
                     progress.clear()
                     print(table_line(record, columns, seconds), flush=True)
                 records.append(record)
                 progress.image()
     except KeyboardInterrupt:
-        kept = f"; {len(records)} of {len(indices)} images are in {options.out}: go on with --resume" if files else ""
-        raise KeyboardInterrupt(kept) from None
+        done = f"; {len(records)} of {len(indices)} images are in"
+        kept = f"{done} {options.out}: go on with --resume" if options.out else f"{done} {options.transcript}"
+        raise KeyboardInterrupt(kept if files else "") from None
     finally:
         progress.clear()
-    return records, progress
+    return Run(records, _subset(data, indices), progress)
+
+
+def _subset(data: Dataset, indices: range) -> str:
+    """Which images a summary speaks of."""
+    of = f"{len(indices)} of the {len(data.images)} images of split {data.split!r}"
+    if len(indices) == len(data.images):
+        return f"all {len(indices)} images of split {data.split!r}"
+    if indices.step == 1 or len(indices) == 1:
+        return f"{of}: {indices[0]} to {indices[-1]}" if len(indices) > 1 else f"{of}: {indices[0]}"
+    return f"{of}: {indices[0]}, {indices[1]} .. {indices[-1]}"
 
 
 def _record(known: Record, found: Record) -> Record:
@@ -105,9 +141,10 @@ def _description(classifier: SmoothedClassifier) -> Record:
     """What every record says of noise, seed and model."""
     from ..model.fingerprint import fingerprint
 
+    noise = classifier.noise
     return {
-        "noise": "discrete_gaussian",
-        "sigma_levels": str(classifier.sigma_levels),
+        "noise": noise.name,
+        "sigma_levels" if noise.name == "discrete_gaussian" else "scale_levels": str(noise.parameter),
         "generator": "Philox4x32-10",
         "seed": classifier.seed,
         "model_sha256": fingerprint(classifier.model),
@@ -115,19 +152,21 @@ def _description(classifier: SmoothedClassifier) -> Record:
 
 
 def _open_files(options: argparse.Namespace, columns: Sequence[str]) -> ResultFiles | None:
-    table: Path | None = options.out
-    if table is None:
+    transcript: Path | None = getattr(options, "transcript", None)
+    if options.out is None and transcript is None:
         return None
     if not options.resume:
-        aside = move_aside(table)
-        if aside is not None:
-            print(f"intsmooth-ref: {table} was there: moved to {aside}", file=sys.stderr)
-    return ResultFiles(table, columns)
+        for path, aside in move_aside(files_of(options.out, transcript)).items():
+            if path in (options.out, transcript):
+                print(f"intsmooth-ref: {path} was there: moved to {aside}", file=sys.stderr)
+    return ResultFiles(options.out, columns, transcript)
 
 
-def print_summary(options: argparse.Namespace, lines: Sequence[str], progress: Progress, seed: int) -> None:
+def print_summary(options: argparse.Namespace, lines: Sequence[str], run: Run) -> None:
     """The summary: to standard output, or to standard error where the table goes to standard output."""
+    progress, transcript = run.progress, getattr(options, "transcript", None)
     speed = f"{progress.samples_per_second} samples/s" if progress.samples_done else "nothing left to do"
     where = [f"table {options.out}, records {records_path(options.out)}"] if options.out else []
-    text = "\n".join([*lines, f"seed {seed}; {speed} in {progress.seconds:.1f} s", *where])
+    where += [f"transcript {transcript}"] if transcript else []
+    text = "\n".join([*lines, f"seed {run.records[0]['seed']}; {speed} in {progress.seconds:.1f} s", *where])
     print(text, file=sys.stdout if options.out else sys.stderr)

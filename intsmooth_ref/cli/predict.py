@@ -8,10 +8,10 @@ binomial test, and where it does not decide at level alpha the prediction is -1,
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any, Callable, Mapping
+from typing import TYPE_CHECKING, Callable
 
 from .arguments import add_sampling
-from .images import print_summary, run_over_images
+from .images import Found, Job, Record, print_summary, run_over_images
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,22 +27,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Predict, print the summary; returns the exit status."""
-    parameters = {"command": "predict", "n": options.n, "alpha": str(options.alpha)}
 
-    def check(classifier: SmoothedClassifier) -> None:
+    def prepare(classifier: SmoothedClassifier, images: int) -> Job:
         from ..certify.radius import require_enough_samples
 
         require_enough_samples(options.n, classifier.remaining_alpha(options.n, options.alpha) / 2)
 
-    def task(
-        classifier: SmoothedClassifier, image: np.ndarray, index: int, progress: Callable[[int], None]
-    ) -> Mapping[str, Any]:
-        found = classifier.predict(image, options.n, options.alpha, index=index, progress=progress)
-        return {"predict": found.prediction, "votes": found.votes}
+        def task(image: np.ndarray, known: Record, progress: Callable[[int], None]) -> Found:
+            index = known["idx"]
+            found = classifier.predict(image, options.n, options.alpha, index=index, progress=progress)
+            return Found({"predict": found.prediction, "votes": found.votes})
 
-    records, progress = run_over_images(options, parameters, COLUMNS, options.n, check, task)
-    abstained = sum(record["predict"] < 0 for record in records)
-    correct = sum(record["correct"] for record in records)
-    lines = [f"{len(records)} images, {correct} correct, {abstained} abstained"]
-    print_summary(options, lines, progress, records[0]["seed"])
+        return Job({"command": "predict", "n": options.n, "alpha": str(options.alpha)}, options.n, task)
+
+    done = run_over_images(options, COLUMNS, prepare)
+    abstained = sum(record["predict"] < 0 for record in done.records)
+    correct = sum(record["correct"] for record in done.records)
+    print_summary(options, [done.subset, f"{correct} correct, {abstained} abstained"], done)
     return 0

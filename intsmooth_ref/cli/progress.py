@@ -12,9 +12,9 @@ INTERVAL = 0.1
 class Progress:
     """One line on standard error, rewritten at most ten times a second."""
 
-    def __init__(self, images: int, samples_per_image: int) -> None:
+    def __init__(self, images: int, samples_per_image: int, what: str = "images") -> None:
         self._shown = sys.stderr.isatty()
-        self._images, self._samples_per_image = images, samples_per_image
+        self._images, self._samples_per_image, self._what = images, samples_per_image, what
         self._begin = self._last = time.monotonic()
         self._visible = False
         self.images_done = self.samples_done = 0
@@ -40,7 +40,7 @@ class Progress:
 
     def _show(self, text: str) -> None:
         if self._shown:
-            sys.stderr.write(f"\r\x1b[K{self.images_done}/{self._images} images, {text}")
+            sys.stderr.write(f"\r\x1b[K{self.images_done}/{self._images} {self._what}, {text}")
             sys.stderr.flush()
             self._visible = True
 
