@@ -13,7 +13,7 @@ import pytest
 
 from intsmooth_ref.certify.procedure import Procedure
 from intsmooth_ref.certify.smoothing import SmoothedClassifier
-from intsmooth_ref.certify.transcript import Familywise, canonical_line, merkle_root, parse_line
+from intsmooth_ref.certify.transcript import Familywise, canonical_line, parse_line
 from intsmooth_ref.certify.verification import (
     ChunkAddress,
     Verifier,
@@ -21,6 +21,7 @@ from intsmooth_ref.certify.verification import (
     family_differences,
     undetected_votes,
 )
+from intsmooth_ref.certify.vote_hashes import merkle_root
 from intsmooth_ref.compilation import numba_available
 from intsmooth_ref.dataset import Dataset
 from intsmooth_ref.errors import ParameterError, TranscriptError

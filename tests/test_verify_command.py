@@ -10,7 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from intsmooth_ref.certify.transcript import claim_bytes, merkle_root, read_transcript
+from intsmooth_ref.certify.transcript import claim_bytes, read_transcript
+from intsmooth_ref.certify.vote_hashes import merkle_root
 from intsmooth_ref.cli import main
 from intsmooth_ref.compilation import numba_available
 from intsmooth_ref.dataset import Dataset, save_dataset

@@ -17,13 +17,16 @@ from fractions import Fraction
 from typing import Sequence
 
 from ..errors import ParameterError
-from ..noise.distributions import IntegerDistribution
+from ..noise.distributions import IntegerDistribution, discrete_gaussian, discrete_laplace
 from .radius import certified_budget, require_enough_samples
 from .stopping import DecisionTable, decision_tables
-from .transcript import _LAWS as LAWS, MAJORITY, TARGETS_MAX, TWO_CLASS, Decision, Familywise
+from .transcript import LAWS, MAJORITY, TARGETS_MAX, TWO_CLASS, Decision, Familywise
 from .two_class import two_class_claim
 
 BOUNDS = (MAJORITY, TWO_CLASS)
+
+#: The laws of noise that certify, by name; each takes its parameter in grey levels.
+DISTRIBUTIONS = {"discrete_gaussian": discrete_gaussian, "discrete_laplace": discrete_laplace}
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from ..errors import DatasetError, ParameterError
 from ..machine import cpu_model, versions
 from ..model.fingerprint import fingerprint
 from ..model.graph import IntegerModel
-from ..noise.distributions import IntegerDistribution, discrete_gaussian, discrete_laplace
+from ..noise.distributions import IntegerDistribution
 from ..noise.sampler import ESTIMATION, PREDICTION, SELECTION, check_addresses, noise_table
 from .binomial import two_sided_p_value_at_most
 from .norms import Radii, radii_from_l1, radii_from_l2
-from .procedure import Procedure, Rule, remaining_alpha
+from .procedure import DISTRIBUTIONS, Procedure, Rule, remaining_alpha
 from .radius import FULL_SCALE, budget_at_least, radius_text
 from .transcript import ABSTAIN, MAJORITY, CertificateDocument, Decision, ImageReference, Noise, Stage
 from .votes import NoisyClassifier, Tally
@@ -117,7 +117,7 @@ def noise_of(parameters: Mapping[str, Rational | None]) -> IntegerDistribution:
         raise ParameterError(f"noise: found {found}; expected one of sigma, sigma_levels, scale and scale_levels")
     ((name, value),) = given.items()
     levels = exact_rational(value, name) * (1 if name.endswith("_levels") else FULL_SCALE)
-    return discrete_gaussian(levels) if name.startswith("sigma") else discrete_laplace(levels)
+    return DISTRIBUTIONS["discrete_gaussian" if name.startswith("sigma") else "discrete_laplace"](levels)
 
 
 class SmoothedClassifier:

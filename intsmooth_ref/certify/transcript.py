@@ -39,8 +39,8 @@ All of them are required, and nothing else is allowed.
     stopping        {"rule": "fixed"} or
                     {"rule": "sequential", "targets": [1 to 64 budgets, ascending, none twice]}
     selection       the votes that chose the class:
-                    {"chunks": [at most 4294968 hashes, see below],
-                     "merkle_root": hash, see below,
+                    {"chunks": [at most 4294968 hashes, of 1000 samples each: `vote_hashes.py`],
+                     "merkle_root": hash over the chunks,
                      "samples": 1 .. 2**32, drawn,
                      "votes": [0 .. 2**32 for each class in turn, 1 to 65536 of them]}
     estimation      the votes that bound that class's probability, likewise
@@ -62,19 +62,6 @@ All of them are required, and nothing else is allowed.
 This is the form. Whether a certificate is true (its votes add up to its samples, its chunks are as many as they should
 be, its class exists, its votes are those of the seed and give its radius, ...) is for a verifier to find out.
 
-Chunks and Merkle root
-----------------------
-A stage's samples 0, 1, 2, ... are divided into chunks of 1000, the last one being what is left. The hash of a chunk is
-the SHA-256 of the classes that its samples gave, unsigned 16-bit integers, little-endian. For the classes 1, 2 and 258:
-
-    printf '\001\000\002\000\002\001' | sha256sum
-    5cee00543deba2563699b16e2f82e78b0cfcff62d4116773138461b4e33394b9
-
-The Merkle root is the Merkle Tree Hash of RFC 6962, section 2.1, with the chunks' hashes (32 bytes each) as leaves: a
-leaf becomes SHA-256(00 || leaf), a node SHA-256(01 || left || right), where the left part of n > 1 leaves has as many
-as the largest power of two below n. So 32 bytes commit to every vote, and chunks picked at random can be replayed
-alone.
-
 What a seed proves
 ------------------
 A replay proves that the votes are those that this seed gives, not that the seed was not chosen. The probability alpha
@@ -86,19 +73,16 @@ in advance. What tests a claim whose seed nobody can vouch for is noise from a f
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, NamedTuple, NoReturn, TypeVar
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, NoReturn, TypeVar
 
-from ..errors import ParameterError, TranscriptError
-
-if TYPE_CHECKING:
-    import numpy as np
+from ..errors import TranscriptError
+from .vote_hashes import CHUNK, CLASSES_MAX, merkle_root
 
 FORMAT = "intsmooth-ref certificate"
 FORMAT_VERSION = 1
@@ -107,9 +91,6 @@ GENERATOR = "Philox4x32-10"
 #: The prediction of a classifier that does not commit itself.
 ABSTAIN = -1
 
-#: Samples whose classes are hashed together.
-CHUNK = 1000
-
 MAJORITY, TWO_CLASS = "majority", "two-class"
 FIXED, SEQUENTIAL = "fixed", "sequential"
 
@@ -117,7 +98,6 @@ INTEGER_MAX = 2**53 - 1
 INDEX_MAX = 2**32 - 1
 SAMPLES_MAX = 2**32
 CHUNKS_MAX = -(-SAMPLES_MAX // CHUNK)
-CLASSES_MAX = 2**16
 SEED_MAX = 2**64 - 1
 TARGETS_MAX = 64
 RATIONAL_DIGITS_MAX = 1000
@@ -128,7 +108,7 @@ INFORMATION_MAX, INFORMATION_VALUE_MAX = 64, 200
 LINE_BYTES_MAX = 580_000_000
 
 
-class _Law(NamedTuple):
+class Law(NamedTuple):
     """What goes with a law of noise."""
 
     parameter: str
@@ -137,9 +117,9 @@ class _Law(NamedTuple):
     majority_theorem: str
 
 
-_LAWS = {
-    "discrete_gaussian": _Law("sigma", "L2", "radius_sq", MAJORITY),
-    "discrete_laplace": _Law("scale", "L1", "radius_l1", "likelihood-ratio"),
+LAWS = {
+    "discrete_gaussian": Law("sigma", "L2", "radius_sq", MAJORITY),
+    "discrete_laplace": Law("scale", "L1", "radius_l1", "likelihood-ratio"),
 }
 
 
@@ -164,18 +144,14 @@ class Noise:
     parameter: Fraction
 
     def __post_init__(self) -> None:
-        if self.distribution not in _LAWS:
-            expected = " or ".join(map(repr, _LAWS))
+        if self.distribution not in LAWS:
+            expected = " or ".join(map(repr, LAWS))
             raise TranscriptError(f"noise: found the distribution {self.distribution!r}, expected {expected}")
 
     @property
-    def _law(self) -> _Law:
-        return _LAWS[self.distribution]
-
-    @property
-    def norm(self) -> str:
-        """In which a certificate by this noise measures perturbations: `L2` or `L1`."""
-        return self._law.norm
+    def law(self) -> Law:
+        """What goes with the distribution."""
+        return LAWS[self.distribution]
 
 
 @dataclass(frozen=True)
@@ -250,7 +226,12 @@ class CertificateDocument:
     @property
     def norm(self) -> str:
         """In which perturbations are measured: `L2` or `L1`."""
-        return self.noise.norm
+        return self.noise.law.norm
+
+    @property
+    def radius_name(self) -> str:
+        """The field that holds the radius: `radius_sq` or `radius_l1`."""
+        return self.noise.law.radius
 
 
 def canonical_line(document: CertificateDocument) -> bytes:
@@ -278,7 +259,7 @@ def claim_bytes(document: CertificateDocument) -> bytes:
 def _fields(document: CertificateDocument) -> dict[str, Any]:
     """The certificate as JSON has it; what JSON has no type for as a string."""
     noise, familywise, targets = document.noise, document.familywise, document.targets
-    law = _LAWS[noise.distribution]
+    law = LAWS[noise.distribution]
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -422,7 +403,7 @@ class _Reader:
         n = self._samples(key("n"))
         n0 = self._samples(key("n0"))
         noise = self._noise(key("noise"))
-        law = _LAWS[noise.distribution]
+        law = LAWS[noise.distribution]
         self._choice(key("norm"), law.norm)
         prediction = self._class(key("prediction"))
         radius = self._budget(key(law.radius))
@@ -488,8 +469,8 @@ class _Reader:
 
     def _noise(self, path: str) -> Noise:
         self._expect(path, "{")
-        distribution = self._choice(self._key(path, "distribution"), *_LAWS)
-        parameter = self._rational(self._key(path, _LAWS[distribution].parameter))
+        distribution = self._choice(self._key(path, "distribution"), *LAWS)
+        parameter = self._rational(self._key(path, LAWS[distribution].parameter))
         self._expect(path, "}")
         return Noise(distribution, parameter)
 
@@ -621,7 +602,7 @@ class _Reader:
         return _STRUCTURE.get(next_one, repr(next_one))
 
 
-def _theorems(prediction: int, bound: str, law: _Law) -> tuple[str | None, ...]:
+def _theorems(prediction: int, bound: str, law: Law) -> tuple[str | None, ...]:
     """Those that a certificate may rest on."""
     if prediction == ABSTAIN:
         return (None,)
@@ -634,67 +615,3 @@ def _is_information(scalar: str) -> bool:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
-
-
-def merkle_root(chunks: Iterable[str]) -> str:
-    """The Merkle root over the hashes of chunks, 64 hexadecimal digits each, in 64 hexadecimal digits."""
-    return merkle_tree_hash(map(bytes.fromhex, chunks)).hex()
-
-
-def merkle_tree_hash(leaves: Iterable[bytes]) -> bytes:
-    """MTH of RFC 6962, section 2.1, of any number of leaves in one pass; without leaves it is the hash of no bytes.
-
-    After m leaves `roots` holds the roots of complete trees, one for each bit that is set in m, the largest first: as
-    in binary addition, a new leaf joins complete trees of its size as long as there are any. In the end the smallest
-    trees join first, so that the left part of every node is complete, as the definition has it.
-    """
-    roots: list[bytes] = []
-    for count, leaf in enumerate(leaves, start=1):
-        root = hashlib.sha256(b"\x00" + leaf).digest()
-        while count % 2 == 0:
-            root = _inner_node(roots.pop(), root)
-            count //= 2
-        roots.append(root)
-    if not roots:
-        return hashlib.sha256(b"").digest()
-    root = roots.pop()
-    while roots:
-        root = _inner_node(roots.pop(), root)
-    return root
-
-
-def _inner_node(left: bytes, right: bytes) -> bytes:
-    return hashlib.sha256(b"\x01" + left + right).digest()
-
-
-class ChunkHasher:
-    """Hashes the classes of consecutive samples chunk by chunk, in whatever pieces they come."""
-
-    def __init__(self) -> None:
-        self._finished: list[str] = []
-        self._chunk, self._samples = hashlib.sha256(), 0
-
-    def update(self, classes: np.ndarray) -> None:
-        """Take the classes of the samples that come next, integers `(samples,)`.
-
-        Raises:
-            ParameterError: if it is no such array, or a class is not in 0 .. 65535.
-        """
-        if classes.ndim != 1 or classes.dtype.kind not in "iu":
-            raise ParameterError(f"classes of {classes.dtype} and shape {classes.shape}: expected integers (samples,)")
-        if classes.size and not 0 <= int(classes.min()) <= int(classes.max()) < CLASSES_MAX:
-            raise ParameterError(f"classes {classes.min()} to {classes.max()}: expected 0 to {CLASSES_MAX - 1}")
-        content = memoryview(classes.astype("<u2").tobytes())
-        while content:
-            piece = content[: 2 * (CHUNK - self._samples)]
-            content = content[len(piece) :]
-            self._chunk.update(piece)
-            self._samples += len(piece) // 2
-            if self._samples == CHUNK:
-                self._finished.append(self._chunk.hexdigest())
-                self._chunk, self._samples = hashlib.sha256(), 0
-
-    def hexdigests(self) -> tuple[str, ...]:
-        """The hash of every chunk so far, 64 hexadecimal digits each; the last may be unfinished, and may go on."""
-        unfinished = [self._chunk.hexdigest()] if self._samples else []
-        return (*self._finished, *unfinished)

@@ -35,20 +35,18 @@ from ..engine import Engine
 from ..errors import ParameterError
 from ..model.fingerprint import fingerprint
 from ..model.graph import IntegerModel
-from ..noise.distributions import IntegerDistribution, discrete_gaussian, discrete_laplace
+from ..noise.distributions import IntegerDistribution
 from ..noise.sampler import ESTIMATION, SELECTION, noise_table
-from .procedure import Procedure, Rule
+from .procedure import DISTRIBUTIONS, Procedure, Rule
 from .transcript import (
     ABSTAIN,
-    CHUNK,
     CertificateDocument,
-    ChunkHasher,
     Decision,
     Familywise,
     Noise,
     Stage,
-    merkle_root,
 )
+from .vote_hashes import CHUNK, ChunkHasher, merkle_root
 from .votes import NoisyClassifier
 
 STAGES = {"selection": SELECTION, "estimation": ESTIMATION}
@@ -57,8 +55,6 @@ OF_VOTES = ("model_sha256", "image", "noise", "seed")
 
 #: Where a hash differs, it is tried whether one vote was changed, for models of so many classes at most.
 CLASSES_TRIED = 1024
-
-_LAWS = {"discrete_gaussian": discrete_gaussian, "discrete_laplace": discrete_laplace}
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ class Verifier:
         procedure = Procedure(
             document.n0, document.n, document.alpha, document.bound, document.targets, document.familywise
         )
-        return Rule(procedure, _law(document.noise), prod(self.model.input.shape))
+        return Rule(procedure, _distribution(document.noise), prod(self.model.input.shape))
 
     def check(self, document: CertificateDocument) -> Difference | None:
         """Whether the certificate is about this model and these images, and its parts fit together: no vote is cast."""
@@ -196,7 +192,8 @@ class Verifier:
     ) -> Iterator[np.ndarray]:  # fmt: skip
         noise, index = document.noise, document.image.index
         if noise not in self._noisy:
-            self._noisy[noise] = NoisyClassifier(self.engine, noise_table(_law(noise)), self._threads, self._batch)
+            table = noise_table(_distribution(noise))
+            self._noisy[noise] = NoisyClassifier(self.engine, table, self._threads, self._batch)
         return self._noisy[noise].votes(self.data.images[index], seed, index, stage, samples, progress)
 
     def _subject(self, document: CertificateDocument) -> Iterator[Difference]:
@@ -217,8 +214,8 @@ class Verifier:
             yield Difference("$.image.label", str(image.label), str(label), ("image.index",))
 
 
-def _law(noise: Noise) -> IntegerDistribution:
-    return _LAWS[noise.distribution](noise.parameter)
+def _distribution(noise: Noise) -> IntegerDistribution:
+    return DISTRIBUTIONS[noise.distribution](noise.parameter)
 
 
 def _share(document: CertificateDocument) -> Iterator[Difference]:
@@ -270,8 +267,7 @@ def _outcome(document: CertificateDocument, rule: Rule) -> Iterator[Difference]:
         yield Difference("$.prediction", str(document.prediction), found, ("selection.votes", *sources))
     theorem, radius = (claim.theorem, claim.radius) if claim else (None, 0)
     if document.radius != radius:
-        name = "radius_sq" if document.norm == "L2" else "radius_l1"
-        yield Difference(f"$.{name}", str(document.radius), str(radius), sources)
+        yield Difference(f"$.{document.radius_name}", str(document.radius), str(radius), sources)
     if document.theorem != theorem:
         yield Difference("$.theorem", str(document.theorem), str(theorem), sources)
 

@@ -18,7 +18,8 @@ from ..errors import ParameterError
 from ..machine import usable_cores
 from ..noise import philox, sampler
 from ..noise.sampler import NoiseTable
-from .transcript import ChunkHasher, Stage
+from .transcript import Stage
+from .vote_hashes import ChunkHasher
 
 #: `Vote(pixels, seed, image index, stage, first sample, samples)`: the class of each sample, int32 `(samples,)`.
 Vote = Callable[[np.ndarray, int, int, int, int, int], np.ndarray]

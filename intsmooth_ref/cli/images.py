@@ -139,12 +139,13 @@ def _record(known: Record, found: Record) -> Record:
 
 def _description(classifier: SmoothedClassifier) -> Record:
     """What every record says of noise, seed and model."""
+    from ..certify.transcript import LAWS
     from ..model.fingerprint import fingerprint
 
     noise = classifier.noise
     return {
         "noise": noise.name,
-        "sigma_levels" if noise.name == "discrete_gaussian" else "scale_levels": str(noise.parameter),
+        f"{LAWS[noise.name].parameter}_levels": str(noise.parameter),
         "generator": "Philox4x32-10",
         "seed": classifier.seed,
         "model_sha256": fingerprint(classifier.model),

@@ -157,9 +157,9 @@ def _fresh(
     level = MISS / 2 / max(claims, 1)
     for place, document, votes in zip(sound, documents, fresh):
         if is_contradicted(document, verifier.rule(document).level, votes, level):
-            name = "radius_sq" if document.norm == "L2" else "radius_l1"
-            found = f"{votes[document.prediction]} of {sum(votes)} fresh votes for class {document.prediction}"
-            differences[place] = Difference(f"$.{name}", str(document.radius), f"{found}, too few for it")
+            count = f"{votes[document.prediction]} of {sum(votes)} fresh votes"
+            found = f"{count} for class {document.prediction}, too few for it"
+            differences[place] = Difference(f"$.{document.radius_name}", str(document.radius), found)
     print(f"{claims} claims, of which {sum(place in differences for place in sound)} contradicted by fresh votes"
           f" (a true one is with probability {float(level):.2g} at most)")  # fmt: skip
     higher, different = luck(documents, fresh)
