@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Iterable
 
 from . import __version__
 
 
+@lru_cache(maxsize=None)
 def cpu_model() -> str:
     """The processor's name, as far as the system tells it, in printable ASCII."""
     try:
@@ -29,10 +31,13 @@ def usable_cores() -> int:
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Of this package, and of those of the others that are installed."""
-    found = {"intsmooth_ref": __version__}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: _version(name) for name in packages}
+    return {"intsmooth_ref": __version__, **{name: value for name, value in found.items() if value is not None}}
+
+
+@lru_cache(maxsize=None)
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

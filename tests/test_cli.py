@@ -4,15 +4,19 @@ import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from intsmooth_ref.certify.radius import radius_text
 from intsmooth_ref.cli import main
+from intsmooth_ref.cli.arguments import rational, rationals
+from intsmooth_ref.cli.messages import one_line
 from intsmooth_ref.compilation import numba_available
 from intsmooth_ref.dataset import Dataset, save_dataset
 from intsmooth_ref.engine.known_answers import make_known_answers
@@ -272,3 +276,266 @@ def test_a_fault_of_the_program_is_one_line_too(files, capsys, monkeypatch):
     monkeypatch.setenv("INTSMOOTH_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
         run(capsys, *certify(files))
+
+
+def contents(folder):
+    """Every name in a folder, with what kind of file it is and what it holds."""
+    found = {}
+    for path in folder.iterdir():
+        status = path.lstat()
+        found[path.name] = (status.st_mode, status.st_ino, path.read_bytes() if stat.S_ISREG(status.st_mode) else b"")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--out", "folder.tsv"), "folder.tsv: is no regular file"),
+        (("--out", "a.tsv", "--transcript", "folder.tsv"), "folder.tsv: is no regular file"),
+        (("--out", "a.tsv", "--transcript", "pipe"), "pipe: is no regular file"),
+        (("--out", "b.tsv"), "b.jsonl: is no regular file"),
+        (("--out", "b.tsv", "--resume"), "b.jsonl: is no regular file"),
+        (("--transcript", "device"), "device: is no regular file"),
+        (("--out", "a.tsv", "--transcript", "nowhere"), "nowhere: is a link to nothing"),
+        (("--out", "a.tsv", "--transcript", "loop"), "loop: cannot be written: Too many levels of symbolic links"),
+        (("--out", "a.tsv", "--transcript", "missing/t"), "missing/t: cannot be written: No such file or directory"),
+        (("--out", "a.tsv", "--transcript", "a.tsv/t"), "a.tsv/t: cannot be written: Not a directory"),
+        (("--out", "a.tsv", "--transcript", "x" * 256), "xxx: cannot be written: File name too long"),
+        (("--out", "a.tsv", "--transcript", ""), ".: is no regular file"),
+        (("--out", ""), ".: is no regular file"),
+        (("--out", "/"), "/: is no regular file"),
+        (("--out", "a.jsonl"), "a.jsonl: this ending is kept for the records"),
+        (("--out", "A.JSONL"), "A.JSONL: this ending is kept for the records"),
+        (("--out", "a.tsv", "--transcript", "FOLDER/a.tsv"), "two files of this run, the table and the transcript"),
+        (("--out", "a.tsv", "--transcript", "a.jsonl"), "the records of a.tsv and the transcript: expected"),
+        (("--out", "c.tsv", "--transcript", "c.jsonl"), "the records of c.tsv and the transcript"),
+        (("--out", "c.tsv", "--transcript", "./c.tsv"), "two files of this run, the table and the transcript"),
+        (("--out", "data.h5"), "data.h5: is read by this run"),
+        (("--out", "a.tsv", "--n0", "5000000000"), "sample count 5000000000"),
+        (("--out", "a.tsv", "--n", "5000000000"), "sample count 5000000000"),
+    ],
+)
+def test_a_run_that_is_refused_leaves_every_file_as_it_was(files, tmp_path, capsys, monkeypatch, more, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.tsv").mkdir()
+    for name in ("pipe", "b.jsonl"):
+        os.mkfifo(tmp_path / name)
+    try:
+        os.mknod(tmp_path / "device", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    except PermissionError:  # only the superuser makes devices
+        os.mkfifo(tmp_path / "device")
+    for name in ("nowhere", "loop"):
+        (tmp_path / name).symlink_to("loop" if name == "loop" else "missing")
+    for name in ("a.tsv", "a.jsonl"):
+        (tmp_path / name).write_text("earlier results")
+    (tmp_path / "data.h5").write_bytes((files / "data.h5").read_bytes())
+    before = contents(tmp_path)
+    more = [each.replace("FOLDER", str(tmp_path)) for each in more]
+    command_line = ("certify", files / "model.h5", "data.h5", "--n", 200, "--engine", "reference", *more)
+    status, out, err = run(capsys, *command_line)
+    assert status == 1 and message in err and err.count("\n") == 1 and out == ""
+    assert contents(tmp_path) == before
+
+
+def lines_of(path, number):
+    return b"".join(path.read_bytes().splitlines(True)[:number])
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "message"),
+    [
+        # what was never of this run
+        ({"t.jsonl": b"my notes\nof many years\n"}, (), "t.jsonl: holds 2 certificates, expected the 4 of"),
+        ({"a.tsv": b"my notes\n"}, (), "a.tsv: found the header 'my notes'"),
+        ({"a.tsv": b"my notes", "a.jsonl": None, "t.jsonl": None}, (), "a.tsv: found 'my notes', expected results"),
+        ({"a.tsv": None, "a.jsonl": b"my notes", "t.jsonl": None}, (), "a.jsonl: found 'my notes', expected results"),
+        ({"a.tsv": None, "a.jsonl": b"[" * 100000 + b"\n"}, (), "a.jsonl: line 1: found '[[["),
+        ({"a.tsv": None, "a.jsonl": None, "t.jsonl": b"my notes"}, (), "t.jsonl: found 'my notes', expected results"),
+        ({"a.tsv": None, "a.jsonl": None, "t.jsonl": b"my notes\n"}, (), "t.jsonl: line 1: $: found my, expected"),
+        ({"a.tsv": None, "a.jsonl": None, "t.jsonl": 1}, ("--seed", 8), "t.jsonl: line 1: found image 0, expected the"
+         " certificate of image 0 of this run: its seed is 7, not 8"),
+        ({"a.tsv": None, "a.jsonl": None, "t.jsonl": 1}, ("--seed", 7, "--norm", "L1", "--bound", "two-class"),
+         "its bound is None, not 'two-class'"),
+        # more missing than an interruption takes
+        ({"a.tsv": None}, (), "a.jsonl: holds 4 records, expected the 0 of"),
+        ({"a.tsv": 3}, (), "a.jsonl: holds 4 records, expected the 2 of"),
+        ({"a.jsonl": None}, (), "a.jsonl: holds 0 records, expected the 4 of"),
+        ({"a.jsonl": 3}, (), "a.jsonl: holds 3 records, expected the 4 of"),
+        ({"t.jsonl": 3}, (), "t.jsonl: holds 3 certificates, expected the 4 of"),
+        ({"t.jsonl": 3}, (), "the run went on without --transcript, and can only go on without it; begin anew without"),
+        ({"t.jsonl": None}, (), "t.jsonl: holds 0 certificates, expected the 4 of"),
+        ({"t.jsonl": None}, (), "the run was begun without --transcript, and can only go on without it; begin anew"),
+        ({"a.tsv": 3, "a.jsonl": 2}, (), "t.jsonl: holds 4 certificates, expected the 2 of"),
+        # of another run
+        ({}, ("--n0", 21), "was begun with n0 20, cannot be resumed with n0 21"),
+        ({}, ("--bound", "two-class"), "was begun with the default bound, cannot be resumed with bound 'two-class'"),
+        ({}, ("--skip", 2), "line 2: was begun with idx 1, cannot be resumed with idx 2"),
+        ({}, ("--max", 3), "holds 4 images already, more than the 3 asked for"),
+        ({"a.tsv": 4, "t.jsonl": None}, ("--n0", 21), "t.jsonl: holds 0 certificates"),
+        ({"a.tsv": 4}, ("--n0", 21), "was begun with n0 20"),
+    ],
+)
+def test_a_resumption_that_is_refused_changes_no_byte(files, tmp_path, capsys, change, more, message):
+    out, transcript = tmp_path / "a.tsv", tmp_path / "t.jsonl"
+    assert run(capsys, *certify(files, "--seed", 7, "--max", 4, "--out", out, "--transcript", transcript))[0] == 0
+    for name in ("a.tsv", "t.jsonl"):
+        with open(tmp_path / name, "ab") as file:
+            file.write(b"{")  # cut short by a crash: it would be taken away
+    for name, content in change.items():
+        if content is None:
+            (tmp_path / name).unlink()
+        else:
+            (tmp_path / name).write_bytes(lines_of(tmp_path / name, content) if isinstance(content, int) else content)
+    before = contents(tmp_path)
+    status, _, err = run(capsys, *certify(files, "--out", out, "--transcript", transcript, "--resume", *more))
+    assert status == 1 and message in err and err.count("\n") == 1
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--bound", "two-class"), ("--scale", "0.1"), ("--stop", "--target-radius", "0.1,0.2"), ("--norm", "Linf"),
+     ("--familywise", "--alpha", "0.01"), ("--scale-levels", "20", "--stop", "--target-radius", "0.1")],
+)  # fmt: skip
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_a_run_of_any_kind_goes_on_from_any_interruption_to_the_same_bytes(files, tmp_path, capsys, options, ahead):
+    def arguments(name, *more):
+        names = ("--out", tmp_path / f"{name}.tsv", "--transcript", tmp_path / f"{name}.t")
+        return certify(files, *names, *options, *more)
+
+    asked = ("--max", 3)  # as many as a share of alpha is for
+    status, _, err = run(capsys, *arguments("whole", "--seed", 7, *asked))
+    assert status == 0, err
+    for number, (ending, header) in enumerate((("t", 0), ("jsonl", 0), ("tsv", 1))):
+        kept = 1 + header + (number < ahead)
+        whole = (tmp_path / f"whole.{ending}").read_bytes().splitlines(True)
+        (tmp_path / f"part.{ending}").write_bytes(b"".join(whole[:kept]) + whole[kept][:9])
+    status, _, err = run(capsys, *arguments("part", "--resume", *asked))
+    assert status == 0, err
+    assert (tmp_path / "part.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert (tmp_path / "part.t").read_bytes() == (tmp_path / "whole.t").read_bytes()
+    assert without_time(tmp_path / "part.tsv") == without_time(tmp_path / "whole.tsv")
+
+
+def test_a_run_is_not_resumed_without_an_option_that_it_was_begun_with(files, tmp_path, capsys):
+    for options, message in (
+        (("--bound", "two-class"), "was begun with bound 'two-class', cannot be resumed with the default bound"),
+        (("--norm", "Linf"), "was begun with norm 'Linf', cannot be resumed with the default norm"),
+        (("--stop", "--target-radius", "0.1"), "was begun with targets [651], cannot be resumed with the default"),
+        (("--scale", "0.1"), "was begun with noise 'discrete_laplace', cannot be resumed with noise 'discrete_gaus"),
+        (("--sigma", "0.1"), "was begun with sigma_levels '51/2', cannot be resumed with sigma_levels '255/4'"),
+    ):
+        out = tmp_path / "a.tsv"
+        run(capsys, *certify(files, "--max", 1, "--out", out, *options))
+        status, _, err = run(capsys, *certify(files, "--max", 2, "--out", out, "--resume"))
+        assert status == 1 and message in err and out.read_text().count("\n") == 2
+
+
+def test_every_file_that_is_moved_aside_is_named(files, tmp_path, capsys):
+    out, transcript = tmp_path / "a.tsv", tmp_path / "t.jsonl"
+    (tmp_path / "a.jsonl").write_text("a transcript of another run, perhaps")
+    err = run(capsys, *certify(files, "--max", 1, "--out", out, "--transcript", transcript))[2]
+    assert err == f"intsmooth-ref: {tmp_path / 'a.jsonl'} was there: moved to {tmp_path / 'a.jsonl.1'}\n"
+    assert (tmp_path / "a.jsonl.1").read_text() == "a transcript of another run, perhaps"
+
+
+def test_a_number_of_any_size_is_read_or_refused_at_once(capsys):
+    for option, text in (
+        ("--sigma", "1e99999999"), ("--alpha", "1E-99999999"), ("--scale", "1e1001"), ("--sigma-levels", "1" * 1001),
+        ("--target-radius", "0.1,1e123456789"),
+    ):  # fmt: skip
+        status, _, err = run(capsys, "certify", option, text)
+        assert status == 2 and "expected at most 1000 characters, and an exponent of at most 1000" in err
+        assert err.count("\n") == 1 and len(err) < 250
+    assert rational("1e-1000") == Fraction(1, 10**1000) and rational("9" * 1000) == 10**1000 - 1
+    assert rational("25E-2") == rational(" 1/4 ") == Fraction(1, 4)
+    for text in ("1e", "e5", "1e5e5", "1e5/3", "1/0", "", "nan", "inf"):
+        assert "is no number" in run(capsys, "certify", "--sigma", text)[2]
+
+
+def test_target_radii_are_numbers_that_a_radius_can_have(capsys):
+    for text, shown in (("-1", "-1"), ("0.5,-1/1000", "-1/1000"), ("1000001", "1000001"), ("1e7", "1e7")):
+        status, _, err = run(capsys, "certify", f"--target-radius={text}")
+        assert status == 2 and f"--target-radius: radius {shown}: expected 0 to 1000000 times full scale" in err
+    assert rationals("0,1e6,1/3") == [0, 10**6, Fraction(1, 3)]
+
+
+def test_a_name_that_cannot_be_printed_is_shown_escaped_in_one_line(files, tmp_path, capsys):
+    for name, shown in (("a\nb.h5", "a\\nb.h5"), ("a\x1b[2J.h5", "a\\x1b[2J.h5"), ("a\udcff.h5", "a\\udcff.h5")):
+        status, _, err = run(capsys, "certify", files / "model.h5", tmp_path / name)
+        assert status == 1 and shown in err and err.count("\n") == 1 and "\x1b" not in err
+    assert run(capsys, "certify", "a", "b", "c\nd")[2].count("\n") == 1
+    out = tmp_path / "a\nb\udcff.tsv"
+    for moved in (False, True):
+        status, text, err = run(capsys, *certify(files, "--max", 1, "--out", out))
+        assert status == 0 and f"table {tmp_path}/a\\nb\\udcff.tsv, records {tmp_path}/a\\nb\\udcff.jsonl\n" in text
+        assert err.count("\n") == 2 * moved and "a\\nb\\udcff.tsv.1\n" in err or not moved
+    assert out.exists() and "é" == one_line("é")
+
+
+@pytest.mark.parametrize("closed", [(2,), (1, 2), (0, 1, 2)])
+def test_where_standard_streams_are_closed_no_file_takes_their_place(files, tmp_path, closed):
+    script = """
+import os, sys
+from intsmooth_ref.certify.results import ResultFiles
+from intsmooth_ref.cli import main
+append = ResultFiles.append
+
+def append_after_a_library_wrote_to_standard_error(*arguments):
+    os.write(2, b"warning of a library")
+    append(*arguments)
+
+ResultFiles.append = append_after_a_library_wrote_to_standard_error
+sys.exit(main(sys.argv[1:]))
+"""
+
+    def close():
+        for descriptor in closed:
+            os.close(descriptor)
+
+    def status(*arguments):
+        return subprocess.run([sys.executable, "-c", script, *map(str, arguments)], preexec_fn=close).returncode
+
+    names = ("--transcript", tmp_path / "t.jsonl", "--out", tmp_path / "a.tsv")
+    assert status(*certify(files, "--seed", 7, "--max", 2, *names)) == 0
+    for name in ("t.jsonl", "a.jsonl", "a.tsv"):
+        assert (tmp_path / name).stat().st_size and b"warning" not in (tmp_path / name).read_bytes()
+    assert status(*certify(files, "--seed", 7, "--max", 2, *names)) == 0  # says what it moves aside
+    assert status("certify", "--n", 0) == 2 and status("certify", "missing.h5", "missing.h5") == 1
+
+
+@pytest.mark.parametrize("module", ["argparse", "intsmooth_ref.cli", "intsmooth_ref.cli.certify", "numpy"])
+def test_ctrl_c_is_one_line_while_modules_are_loaded(files, module):
+    script = f"""
+import runpy, sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+
+assert {module!r} not in sys.modules
+sys.meta_path.insert(0, Interrupting())
+runpy.run_module("intsmooth_ref", run_name="__main__", alter_sys=True)
+"""
+    line = [sys.executable, "-c", script, *map(str, certify(files))]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "intsmooth-ref: interrupted\n")
+
+
+def test_the_command_is_there_before_anything_slow_is_loaded():
+    script = "import sys, intsmooth_ref.cli; sys.exit(bool({'numpy', 'numba', 'h5py', 'scipy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_a_resumed_run_may_not_go_on_with_a_transcript_it_left_behind(files, tmp_path, capsys):
+    out, transcript = tmp_path / "a.tsv", tmp_path / "t.jsonl"
+    for more in (("--max", 1, "--transcript", transcript), ("--max", 2, "--resume")):
+        assert run(capsys, *certify(files, "--seed", 7, "--out", out, *more))[0] == 0
+    arguments = certify(files, "--seed", 7, "--out", out, "--transcript", transcript)
+    status, _, err = run(capsys, *arguments, "--resume")
+    assert status == 1 and "the run went on without --transcript, and can only go on without it; begin anew" in err
+    assert run(capsys, *certify(files, "--out", out, "--resume"))[0] == 0
+    assert run(capsys, *arguments)[0] == 0  # as the message says: the same seed gives the same results
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "a.jsonl.1").read_bytes()
+    assert transcript.read_text().count("\n") == IMAGES

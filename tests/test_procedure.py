@@ -1,5 +1,6 @@
 """A procedure turns votes into the claim that its theorem allows, and into nothing else."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -22,7 +23,7 @@ ALPHA = Fraction(1, 1000)
 
 
 def rule(noise=GAUSSIAN, elements=9, **fields):
-    return Rule(Procedure(**{"n0": 10, "n": 1000, "alpha": ALPHA, **fields}), noise, elements)
+    return Rule(Procedure(**{"n0": 10, "n": 1000, "alpha": ALPHA, **fields}), noise, elements, 3)
 
 
 def test_a_majority_is_claimed_by_the_theorem_of_its_noise():
@@ -82,7 +83,7 @@ def test_a_sequential_claim_is_false_no_more_often_than_its_level(noise):
 def test_certify_stops_where_the_rule_says_and_counts_what_a_fixed_run_counts():
     image = flat_image(150)
     classifier = SmoothedClassifier(threshold_model(), "0.25", seed=3, engine="reference", threads=1)
-    certificate = classifier.certify(image, 20, 4000, target_radii=["0.05", 0, "1/10"])
+    certificate = classifier.certify(image, 20, 4000, target_radii=["1/10", 0, "0.05", 0])
     assert [each.target for each in certificate.decisions] == [0, 163, 651]
     assert certificate.radius_sq == 651 and certificate.radius == "0.100057"  # sqrt(651) = 25.5147...
     samples = certificate.estimation.samples
@@ -136,6 +137,30 @@ def test_what_does_not_go_together_is_refused(fields, message):
         rule(**fields)
 
 
+def test_limits_themselves_are_allowed():
+    """0.5**10 < 0.001 and 0.5**11 < 0.0005: as few samples as can certify anything; one, where alpha is large."""
+    assert rule(n=10).claim(0, (10,), ()).radius == 0 and rule(n=11, bound="two-class").looks == (11,)
+    assert rule(n0=1, n=1, alpha=Fraction(3, 4)).claim(0, (1,), ()) is not None
+    assert len(rule(n=2000, targets=tuple(range(64))).looks) > 1
+
+
+def test_all_tests_are_at_what_the_sampler_leaves_of_alpha():
+    """A sampler as bad as to leave a tenth of alpha: 1000 samples of 9 elements, each within 1e-7."""
+    level = ALPHA / 10
+    noise = replace(GAUSSIAN, total_variation=Fraction(1, 10**7))
+    votes = (40, 900, 60)
+    assert rule(noise).claim(1, votes, ()).radius == radius_sq(900, 1000, level, Fraction(255, 4))
+    two_class = rule(noise, bound="two-class").claim(1, votes, ())
+    assert two_class == Claim(*two_class_claim(votes, 1, level, Fraction(255, 4), 9))
+    (table,) = decision_tables("discrete_gaussian", Fraction(255, 4), (2000,), 1000, level)
+    sequential = rule(noise, targets=(2000,))
+    for look, certify_from in zip(table.looks, table.certify_from):
+        assert certify_from > look or sequential.verdict(2000, look, certify_from)
+        assert not sequential.verdict(2000, look, certify_from - 1)
+    with pytest.raises(ParameterError, match="13 samples cannot certify anything"):  # 0.5**14 < 0.0001 < 0.5**13
+        rule(replace(GAUSSIAN, total_variation=(ALPHA - Fraction(1, 10**4)) / 13 / 9), n=13)
+
+
 def test_what_the_sampler_leaves_undecided_is_taken_from_alpha():
     assert remaining_alpha(ALPHA, 7, 11, Fraction(1, 10**9)) == ALPHA - Fraction(77, 10**9)
     with pytest.raises(ParameterError, match="less than the sampler's own error, 0.001"):
@@ -144,7 +169,7 @@ def test_what_the_sampler_leaves_undecided_is_taken_from_alpha():
 
 def test_a_certificate_says_which_noise_made_it():
     classifier = SmoothedClassifier(threshold_model(), scale_levels="51/2", seed=3, engine="reference")
-    document = classifier.document(classifier.certify(flat_image(200)), "0" * 64, index=0, label=1)
+    document = classifier.document(classifier.certify(flat_image(200)), "0" * 64, label=1)
     assert (document.noise.distribution, document.noise.parameter) == ("discrete_laplace", Fraction(51, 2))
     assert document.norm == "L1" and document.radius > 0 and document.image.label == 1
     assert np.sum(document.estimation.votes) == 1000 and document.information["engine"] == "reference"

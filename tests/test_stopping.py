@@ -395,8 +395,12 @@ def test_the_smallest_number_of_samples_that_can_certify_is_the_one_the_refusal_
         ({"budgets": (-1,)}, "budget -1"),
         ({"most": 0}, f"0 samples: expected 1 to {MOST_MAX}"),
         ({"most": MOST_MAX + 1}, f"expected 1 to {MOST_MAX}"),
-        ({"level": Fraction(0)}, "level Fraction"),
-        ({"level": Fraction(1)}, "level Fraction"),
+        ({"level": Fraction(0)}, r"level 0: expected a Fraction from 2\*\*-256 on"),
+        ({"level": Fraction(1)}, "level 1: expected a Fraction .* below 1"),
+        ({"level": Fraction(1, 2**256 + 1)}, "level 8.6.*e-78: expected a Fraction from"),
+        ({"budgets": (2**53 - 1,)}, r"9007.*: expected at most 5563701 \(radius 9.249999\), 37 times the sigma"),
+        ({"noise": "discrete_laplace", "budgets": (10**6,)}, r"expected at most 2358 \(radius 9.247058\)"),
+        ({"budgets": tuple(range(64)), "most": 2**20 + 1}, "64 targets with 1048577 samples: expected 1048576 samples"),
         ({"level": 0.001}, "level 0.001: expected a Fraction"),
         ({"parameter": Fraction(0)}, "sigma 0"),
         ({"parameter": 0.25}, "sigma 0.25"),
@@ -409,6 +413,13 @@ def test_impossible_parameters_are_refused(change: dict[str, object], message: s
     }  # fmt: skip
     with pytest.raises(ParameterError, match=message):
         decision_tables(**{**arguments, **change})  # type: ignore[arg-type]
+
+
+def test_a_level_that_needs_many_digits_is_taken_and_still_spent() -> None:
+    (table,) = decision_tables(GAUSSIAN, SIGMA, (0,), 600, Fraction(1, 2**256))
+    error = crossing_probability(table, majority_boundary(GAUSSIAN, SIGMA, 0))
+    assert error <= Fraction(1, 2**100)  # all that an audit in units of 2**-128 can tell
+    assert any(count <= look for count, look in zip(table.certify_from, table.looks))
 
 
 def test_numpy_integers_give_the_tables_of_python_integers() -> None:

@@ -8,7 +8,7 @@ import random
 import re
 import struct
 import tracemalloc
-from copy import deepcopy
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from damage import damaged
-from intsmooth_ref.certify import transcript, vote_hashes
+from intsmooth_ref.certify import chunks, transcript
+from intsmooth_ref.certify.chunks import Chunk, Chunks, merkle_root, merkle_tree_hash
 from intsmooth_ref.certify.transcript import (
     LINE_BYTES_MAX,
     CertificateDocument,
@@ -35,7 +36,6 @@ from intsmooth_ref.certify.transcript import (
     parse_line,
     read_transcript,
 )
-from intsmooth_ref.certify.vote_hashes import CHUNK, ChunkHasher, merkle_root, merkle_tree_hash
 from intsmooth_ref.errors import ParameterError, TranscriptError
 
 SEED = 20261123
@@ -51,13 +51,13 @@ FIXED = CertificateDocument(
     noise=GAUSSIAN,
     seed=2**64 - 1,
     n0=100,
-    n=2500,
+    n=1000,
     alpha=Fraction(1, 1000),
     familywise=None,
     bound="majority",
     targets=(),
-    selection=Stage.of((90, 10), ("a" * 64,)),
-    estimation=Stage.of((2300, 200), ("b" * 64, "c" * 64, "d" * 64)),
+    selection=Stage.of((90, 0, 10), [Chunk("a" * 64, ((0, 90), (2, 10)))]),
+    estimation=Stage.of((920, 0, 80), [Chunk("e" * 64, ((0, 920), (2, 80)))]),
     decisions=(),
     prediction=0,
     theorem="majority",
@@ -66,8 +66,17 @@ FIXED = CertificateDocument(
 )
 SEQUENTIAL = replace(
     FIXED,
+    n=2500,
     targets=(0, 1024, 4064),
     familywise=Familywise(Fraction(1, 20), 50),
+    estimation=Stage.of(
+        (2300, 20, 180),
+        [
+            Chunk("b" * 64, ((0, 950), (1, 20), (2, 30))),
+            Chunk("c" * 64, ((0, 1000),)),
+            Chunk("d" * 64, ((0, 350), (2, 150))),
+        ],
+    ),
     decisions=(Decision(0, 1000, 950, True), Decision(1024, 2500, 2300, False)),
     radius=0,
 )
@@ -130,8 +139,22 @@ def test_a_line_is_the_bytes_of_rfc_8785(document: CertificateDocument) -> None:
 
 
 def test_a_line_says_what_the_certificate_says() -> None:
-    stage = {"samples": 100, "votes": [90, 10], "chunks": ["a" * 64], "merkle_root": merkle_root(["a" * 64])}
-    chunks = ["b" * 64, "c" * 64, "d" * 64]
+    selection = {
+        "samples": 100,
+        "votes": [90, 0, 10],
+        "chunks": [{"sha256": "a" * 64, "votes": [[0, 90], [2, 10]]}],
+        "merkle_root": merkle_root(SEQUENTIAL.selection.chunks),
+    }
+    estimation = {
+        "samples": 2500,
+        "votes": [2300, 20, 180],
+        "chunks": [
+            {"sha256": "b" * 64, "votes": [[0, 950], [1, 20], [2, 30]]},
+            {"sha256": "c" * 64, "votes": [[0, 1000]]},
+            {"sha256": "d" * 64, "votes": [[0, 350], [2, 150]]},
+        ],
+        "merkle_root": merkle_root(SEQUENTIAL.estimation.chunks),
+    }
     expected = {
         "format": "intsmooth-ref certificate",
         "format_version": 1,
@@ -146,8 +169,8 @@ def test_a_line_says_what_the_certificate_says() -> None:
         "familywise": {"alpha": "1/20", "images": 50},
         "bound": "majority",
         "stopping": {"rule": "sequential", "targets": [0, 1024, 4064]},
-        "selection": stage,
-        "estimation": {"samples": 2500, "votes": [2300, 200], "chunks": chunks, "merkle_root": merkle_root(chunks)},
+        "selection": selection,
+        "estimation": estimation,
         "decisions": [
             {"target": 0, "samples": 1000, "votes": 950, "certified": True},
             {"target": 1024, "samples": 2500, "votes": 2300, "certified": False},
@@ -209,9 +232,11 @@ budgets = st.integers(0, 2**53 - 1)
 classes = st.integers(-1, 2**16 - 1)
 probabilities = st.fractions(0, 1, max_denominator=10**30).filter(lambda alpha: 0 < alpha < 1)
 parameters = st.fractions(0, 2000, max_denominator=10**30).filter(lambda parameter: parameter > 0)
+votes_of_chunks = st.dictionaries(st.integers(0, 2**16 - 1), st.integers(1, 1000), min_size=1, max_size=5)
 stages = st.builds(
     Stage, counts, st.lists(st.integers(0, 2**32), min_size=1, max_size=5).map(tuple),
-    st.lists(hashes, max_size=3).map(tuple), hashes,
+    st.lists(st.builds(Chunk, hashes, votes_of_chunks.map(lambda votes: tuple(sorted(votes.items())))), max_size=3)
+    .map(tuple), hashes,
 )  # fmt: skip
 printable = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=200)
 keys = st.text(st.sampled_from("abyz_"), min_size=1, max_size=40)
@@ -280,10 +305,18 @@ VALUES: list[Any] = [
     {"certified": True, "samples": 1, "target": 0, "votes": 0},
     [{"certified": True, "samples": 1, "target": 0, "votes": 0}] * 64,
     [{"certified": True, "samples": 1, "target": 0, "votes": 0}] * 65,
+    {"sha256": HASH, "votes": [[65535, 1000]]}, {"sha256": HASH, "votes": []},
+    [{"sha256": HASH, "votes": [[1, 1], [2, 1], [4, 1], [3, 1]]}],
+    [0, 1000], [0, 1001], [0, "1"], [65535, 1], [65536, 1], [-1, 1], [1, 1, 1], [[0, 1]], [[0, 1], [65535, 1000]],
+    [[1, 1], [0, 1]], [[1, 1], [1, 2]], [[0, 1], [1]], [[5, 1], [4, 1], [3, 1]],
+    [[class_, 1] for class_ in range(1000)], [[class_, 1] for class_ in range(1001)],
 ]  # fmt: skip
 
 #: Fields whose values depend on another's; the others are read in the same way in every certificate.
 DEPENDENT = ("bound", "decisions", "noise", "norm", "prediction", "radius_l1", "radius_sq", "stopping", "theorem")
+
+#: Inside of what is read as the first decision, the first chunk and the estimation are.
+SAME_AGAIN = ("$.decisions[1].", "$.estimation.chunks[1].", "$.estimation.chunks[2].", "$.selection.")
 
 #: Where a value is right by itself, yet does not go with another field, the path that the error names instead.
 ELSEWHERE = {
@@ -312,7 +345,7 @@ def places(value: Any, path: str = "$", container: Any = None, key: Any = None) 
 def broken_beyond_the_schema(certificate: Any) -> str | None:
     """The path of a value that breaks a rule which the schema does not state: these are all of them.
 
-    Rationals stand in lowest terms, alpha below 1, a seed below 2**64, targets in ascending order.
+    Rationals stand in lowest terms, alpha below 1, a seed below 2**64; targets ascend, and so do a chunk's classes.
     """
     alphas = {"$.alpha": certificate["alpha"]}
     if certificate["familywise"] is not None:
@@ -328,6 +361,11 @@ def broken_beyond_the_schema(certificate: Any) -> str | None:
     for index in range(1, len(targets)):
         if targets[index - 1] >= targets[index]:
             return f"$.stopping.targets[{index}]"
+    for stage in ("estimation", "selection"):
+        for number, chunk in enumerate(certificate[stage]["chunks"]):
+            for index in range(1, len(chunk["votes"])):
+                if chunk["votes"][index - 1][0] >= chunk["votes"][index][0]:
+                    return f"$.{stage}.chunks[{number}].votes[{index}][0]"
     return None
 
 
@@ -338,11 +376,11 @@ def test_reader_and_schema_agree_on_every_replaced_value_and_the_error_names_its
     certificate = json.loads(canonical_line(document))
     outcomes = {"accepted": 0, "refused by both": 0, "refused beyond the schema": 0}
     for path, container, key in list(places(certificate)):
-        if document is not SEQUENTIAL and path.split(".")[1] not in DEPENDENT:
+        if path.startswith(SAME_AGAIN) or document is not SEQUENTIAL and path.split(".")[1] not in DEPENDENT:
             continue
         original = container[key]
         for value in VALUES:
-            container[key] = deepcopy(value)
+            container[key] = value
             line = encoded(certificate)
             if not VALIDATOR.is_valid(certificate):
                 found = refusal(line)[0]
@@ -390,7 +428,7 @@ def test_a_key_that_is_missing_unknown_or_renamed_is_refused_where_it_belongs(do
     [
         "1.0", "0.5", "1e3", "1E3", "-0", "+1", "007", "0x10", "NaN", "Infinity", "-Infinity", "undefined",
         "True", "None", "nul", "tru", "9" * 16, "9" * 5000, "-" + "9" * 5000, "1e999999999", "'a'", '"\\u0061"',
-        '"\\/"', '"\\n"', '"\\ud800"', '"' + "a" * 10**6 + '"', '"' + '\\"' * 10**6 + '"', " 1", ",", ":", "}",
+        '"\\/"', '"\\n"', '"\\ud800"', '"' + "a" * 10**5 + '"', '"' + '\\"' * 10**5 + '"', " 1", ",", ":", "}",
         "{" * 10**5, '{"a":' * 10**5, "[" * 10**5, "[" * 10**5 + "]" * 10**5,
     ],
 )  # fmt: skip
@@ -433,7 +471,18 @@ LINE = canonical_line(SEQUENTIAL)
         (changed('"seed":"', '"seed":'), "$.seed", "found 18446744073709551615, expected a string"),
         (changed('"norm":"L2"', '"norm":"L2'), "$.norm", "found 'L2,', expected 'L2'"),
         (changed("[0,1024,", "[0,1024,1024,"), "$.stopping.targets[2]", "found 1024, expected more than 1024"),
-        (changed('"' + "c" * 64, '"abc'), "$.estimation.chunks[1]", "found 'abc', expected 64 lower-case"),
+        (changed('"' + "c" * 64, '"abc'), "$.estimation.chunks[1].sha256", "found 'abc', expected 64 lower-case"),
+        (changed("[2,10]", "[0,10]"), "$.selection.chunks[0].votes[1][0]", "found 0, expected more than 0"),
+        (changed("[1,20]", "[3,20]"), "$.estimation.chunks[0].votes[2][0]", "found 2, expected more than 3"),
+        (changed("[2,10]", "[65536,10]"), "$.selection.chunks[0].votes[1][0]", "found 65536, expected an integer, 0"),
+        (changed("[2,10]", "[2,0]"), "$.selection.chunks[0].votes[1][1]", "found 0, expected an integer, 1 to 1000"),
+        (changed("[2,10]", "[2,1001]"), "$.selection.chunks[0].votes[1][1]", "found 1001, expected an integer, 1"),
+        (changed("[2,10]", "[2]"), "$.selection.chunks[0].votes[1]", "found the end of the array, expected ','"),
+        (changed("[2,10]", "[2 10]"), "$.selection.chunks[0].votes[1]", "found ' ', expected ','"),
+        (changed("[2,10]", "[2,10,0]"), "$.selection.chunks[0].votes[1]", "found ',', expected the end of the array"),
+        (changed("[2,10]", "2,10"), "$.selection.chunks[0].votes[1]", "found 2, expected an array"),
+        (changed("[[0,1000]]", "[]"), "$.estimation.chunks[1].votes", "found none, expected at least 1 element"),
+        (changed("[2,10]]", "[2,10]],"), "$.selection.chunks[0]", "found ',', expected the end of the object"),
         (changed('"cpu":', '"numpx":"","cpu":'), "$.information", "found the key 'cpu', expected a key of 1 to 40"),
         (changed('"cpu":', '"cpu":"","cpu":'), "$.information", "found the key 'cpu', expected a key of 1 to 40"),
         (changed('{"cpu":', '{,"cpu":'), "$.information", "found the key 'cpu', expected a key of 1 to 40"),
@@ -481,6 +530,7 @@ def test_what_is_well_formed_but_untrue_is_left_to_the_verifier() -> None:
     untrue = [
         replace(FIXED, estimation=replace(FIXED.estimation, votes=(0,))),
         replace(FIXED, estimation=replace(FIXED.estimation, chunks=())),
+        replace(FIXED, estimation=replace(FIXED.estimation, chunks=(Chunk(HASH, ((1, 1000), (65535, 1000))),))),
         replace(FIXED, estimation=replace(FIXED.estimation, merkle_root=HASH)),
         replace(FIXED, selection=replace(FIXED.selection, samples=7)),
         replace(FIXED, prediction=65535, radius=2**53 - 1),
@@ -488,6 +538,11 @@ def test_what_is_well_formed_but_untrue_is_left_to_the_verifier() -> None:
     ]
     for document in untrue:
         assert parse_line(canonical_line(document), "") == document
+
+
+def estimation_of(*votes: Any, sha256: str = HASH) -> dict[str, Stage]:
+    """The change of a certificate's estimation to that of one chunk."""
+    return {"estimation": Stage(1000, (1000,), (Chunk(sha256, votes),), HASH)}
 
 
 @pytest.mark.parametrize(
@@ -517,6 +572,19 @@ def test_what_is_well_formed_but_untrue_is_left_to_the_verifier() -> None:
         ({"bound": "two-class", "noise": LAPLACE, "prediction": -1, "theorem": None}, "$.bound"),
         ({"decisions": SEQUENTIAL.decisions}, "$.decisions"),
         ({"model_sha256": HASH.upper()}, "$.model_sha256"),
+        (estimation_of((0, 1000), sha256=HASH.upper()), "$.estimation.chunks[0].sha256"),
+        (estimation_of(), "$.estimation.chunks[0].votes"),
+        (estimation_of(*((class_, 1) for class_ in range(1001))), "$.estimation.chunks[0].votes"),
+        (estimation_of((0, 1), (0, 999)), "$.estimation.chunks[0].votes[1][0]"),
+        (estimation_of((-1, 1000)), "$.estimation.chunks[0].votes[0][0]"),
+        (estimation_of((65536, 1000)), "$.estimation.chunks[0].votes[0][0]"),
+        (estimation_of((np.uint16(0), 1000)), "$.estimation.chunks[0].votes[0][0]"),
+        (estimation_of((0, 0)), "$.estimation.chunks[0].votes[0][1]"),
+        (estimation_of((0, 1001)), "$.estimation.chunks[0].votes[0][1]"),
+        (estimation_of((0, np.int64(1000))), "$.estimation.chunks[0].votes[0][1]"),
+        (estimation_of((0, 1000.0)), "$.estimation.chunks[0].votes[0][1]"),
+        (estimation_of((0,)), "$.estimation.chunks[0].votes[0]"),
+        (estimation_of((0, 1000, 0)), "$.estimation.chunks[0].votes[0]"),
         ({"information": {"Cpu": ""}}, "$.information"),
         ({"information": {"a": "\u00fc"}}, "$.information.a"),
         ({"information": {"a": "\x7f"}}, "$.information.a"),
@@ -548,7 +616,7 @@ def test_a_transcript_is_read_one_certificate_at_a_time(tmp_path: Path) -> None:
     assert next(reading) == next(reading) == SEQUENTIAL
     with pytest.raises(TranscriptError) as caught:
         next(reading)
-    expected = "$.estimation.chunks[1]: found 'abc', expected 64 lower-case hexadecimal digits"
+    expected = "$.estimation.chunks[1].sha256: found 'abc', expected 64 lower-case hexadecimal digits"
     assert str(caught.value) == f"{path}: line 3: {expected}"
 
 
@@ -599,33 +667,55 @@ def test_a_line_that_is_too_long_is_refused_before_it_is_read(tmp_path: Path, mo
     assert peak < 1 << 20
 
 
-def test_the_longest_certificate_there_can_be_is_no_longer_than_a_line_may_be() -> None:
-    """Every field at its longest; of arrays one element, the others, with their commas, counted."""
+def test_a_line_that_is_too_long_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transcript, "LINE_BYTES_MAX", len(LINE))
+    assert canonical_line(SEQUENTIAL) == LINE
+    longer = replace(SEQUENTIAL, information={**SEQUENTIAL.information, "numpy": "1"})
+    with pytest.raises(TranscriptError) as caught:
+        canonical_line(longer)
+    expected = f"found a longer line, expected at most {len(LINE)} bytes"
+    assert str(caught.value) == f"certificate of image 3: $: {expected}"
+
+
+def test_a_line_has_room_for_26_million_samples_whatever_their_votes() -> None:
+    """Every field at its longest; of chunks and classes two, the others counted.
+
+    No chunk is longer than one of 1000 classes of five digits with a vote each: a class with v votes takes 9 characters
+    and the digits of v, never more than 10 v. 26 million samples in two stages make 26001 chunks at most.
+    """
+    assert transcript.__doc__ is not None and " at most 2**28 bytes." in transcript.__doc__
+    assert LINE_BYTES_MAX == 2**28
     backslashes = {"_" * 39 + chr(97 + n): "\\" * 200 for n in range(26)}
     backslashes |= {"_" * 38 + "a" + chr(97 + n): "\\" * 200 for n in range(26)}
     backslashes |= {"_" * 38 + "b" + chr(97 + n): "\\" * 200 for n in range(12)}
-    votes, digits = 2**32, 10**1000 - 1
-    chunks, classes_most = SCHEMA["$defs"]["stage"]["properties"]["chunks"]["maxItems"], 2**16
-    assert len(backslashes) == 64 and chunks == -(-votes // CHUNK)
-    longest = replace(
-        SEQUENTIAL,
-        image=ImageReference(2**32 - 1, HASH, 65535),
-        noise=Noise("discrete_gaussian", Fraction(digits, digits - 1)),
-        n0=votes,
-        n=votes,
-        alpha=Fraction(digits - 1, digits),
-        familywise=Familywise(Fraction(digits - 1, digits), votes),
-        targets=tuple(range(2**53 - 64, 2**53)),
-        selection=Stage(votes, (votes,), (HASH,), HASH),
-        estimation=Stage(votes, (votes,), (HASH,), HASH),
-        decisions=(Decision(2**53 - 1, votes, votes, False),) * 64,
-        prediction=65535,
-        radius=2**53 - 1,
-        information=backslashes,
-    )
-    more = 2 * (chunks - 1) * len(f'"{HASH}",') + 2 * (classes_most - 1) * len(f"{votes},")
-    length = len(canonical_line(longest)) + more + 100  # for words that are longer with Laplace noise
-    assert 0.99 * LINE_BYTES_MAX < length <= LINE_BYTES_MAX
+    assert len(backslashes) == 64
+    most, digits = 2**32, 10**1000 - 1
+    chunk = Chunk(HASH, tuple((class_, 1) for class_ in range(64536, 65536)))
+
+    def length(chunks: int, classes: int) -> int:
+        stage = Stage(most, (most,) * classes, (chunk,) * chunks, HASH)
+        longest = replace(
+            SEQUENTIAL,
+            image=ImageReference(2**32 - 1, HASH, 65535),
+            noise=Noise("discrete_gaussian", Fraction(digits, digits - 1)),
+            n0=most,
+            n=most,
+            alpha=Fraction(digits - 1, digits),
+            familywise=Familywise(Fraction(digits - 1, digits), most),
+            targets=tuple(range(2**53 - 64, 2**53)),
+            selection=stage,
+            estimation=stage,
+            decisions=(Decision(2**53 - 1, most, most, False),) * 64,
+            prediction=65535,
+            radius=2**53 - 1,
+            information=backslashes,
+        )
+        return len(canonical_line(longest)) + 100  # for words that are longer with Laplace noise
+
+    two_chunks, two_classes = length(2, 1) - length(1, 1), length(1, 2) - length(1, 1)
+    assert two_chunks % 2 == 0 and length(3, 3) == length(1, 1) + 2 * two_chunks + 2 * two_classes
+    one_chunk = two_chunks // 2
+    assert length(1, 1) + (26_001 - 2) * one_chunk + (2**16 - 1) * two_classes <= LINE_BYTES_MAX < 27_000 * one_chunk
 
 
 @every_document
@@ -688,64 +778,84 @@ def test_the_tree_hash_is_that_of_certificate_transparency(count: int) -> None:
 
 
 def test_the_merkle_root_is_the_definitions_for_any_number_of_chunks() -> None:
-    chunks = [hashlib.sha256(b"%d" % number).digest() for number in range(300)]
-    roots = [merkle_root([chunk.hex() for chunk in chunks[:count]]) for count in range(301)]
-    assert roots == [tree_hash_as_defined(chunks[:count]).hex() for count in range(301)]
+    leaves = [hashlib.sha256(b"%d" % number).digest() for number in range(300)]
+    stated = [Chunk(leaf.hex(), ((number, 1000),)) for number, leaf in enumerate(leaves)]
+    roots = [merkle_root(iter(stated[:count])) for count in range(301)]
+    assert roots == [tree_hash_as_defined(leaves[:count]).hex() for count in range(301)]
     assert len(set(roots)) == 301
 
 
 def test_a_stage_has_the_samples_and_the_root_of_its_votes_and_chunks() -> None:
-    chunks = ["a" * 64, "b" * 64, "c" * 64]
-    root = tree_hash_as_defined([bytes.fromhex(chunk) for chunk in chunks]).hex()
-    assert Stage.of(iter([5, 0, 2]), iter(chunks)) == Stage(7, (5, 0, 2), tuple(chunks), root)
+    hashes = ["a" * 64, "b" * 64, "c" * 64]
+    root = tree_hash_as_defined(list(map(bytes.fromhex, hashes))).hex()
+    stated = tuple(Chunk(sha256, ((0, 5), (2, 2))) for sha256 in hashes)
+    assert Stage.of(iter([5, 0, 2]), iter(stated)) == Stage(7, (5, 0, 2), stated, root)
 
 
 def test_the_worked_example_is_right() -> None:
-    assert vote_hashes.__doc__ is not None
-    escapes, digest = re.findall(r"printf '(.*)' \| sha256sum\n    ([0-9a-f]{64})", vote_hashes.__doc__)[0]
+    assert chunks.__doc__ is not None
+    escapes, digest = re.findall(r"printf '(.*)' \| sha256sum\n    ([0-9a-f]{64})", chunks.__doc__)[0]
     content = bytes(int(octal, 8) for octal in escapes.split("\\")[1:])
     assert hashlib.sha256(content).hexdigest() == digest
-    hasher = ChunkHasher()
-    hasher.update(np.array([1, 2, 258]))
-    assert hasher.hexdigests() == (digest,)
+    example = Chunks()
+    example.update(np.array([1, 2, 258]))
+    assert list(example) == [Chunk(digest, ((1, 1), (2, 1), (258, 1)))]
 
 
-def chunk_hashes(votes: list[int]) -> tuple[str, ...]:
-    """The hash of each chunk by the specification's words."""
-    chunks = [votes[begin : begin + 1000] for begin in range(0, len(votes), 1000)]
-    return tuple(hashlib.sha256(struct.pack(f"<{len(chunk)}H", *chunk)).hexdigest() for chunk in chunks)
+def chunks_as_specified(classes: list[int]) -> list[Chunk]:
+    """Hash and votes of each chunk by the specification's words."""
+    pieces = [classes[begin : begin + 1000] for begin in range(0, len(classes), 1000)]
+    hashes = [hashlib.sha256(struct.pack(f"<{len(piece)}H", *piece)).hexdigest() for piece in pieces]
+    return [Chunk(sha256, tuple(sorted(Counter(piece).items()))) for sha256, piece in zip(hashes, pieces)]
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64, np.uint64, ">i4", ">u2"])
 @pytest.mark.parametrize("samples", [0, 1, 999, 1000, 1001, 2000, 3456])
-def test_chunks_are_hashed_the_same_in_whatever_pieces_the_votes_come(samples: int, dtype: Any) -> None:
+def test_chunks_are_the_same_in_whatever_pieces_the_classes_come(samples: int, dtype: Any) -> None:
     pick = np.random.default_rng(SEED)
-    votes = pick.integers(0, 65536, samples)
-    votes[-1:] = 65535
-    expected = chunk_hashes(votes.tolist())
+    given = np.where(pick.random(samples) < 0.9, pick.integers(0, 10, samples), pick.integers(0, 65536, samples))
+    given[2000:3000] = 7  # a whole chunk of one class
+    given[-1:] = 65535
+    expected = chunks_as_specified(given.tolist())
     for largest in (1, 7, 999, 1000, 1001, 5000):
-        hasher, done = ChunkHasher(), 0
+        divided, done = Chunks(), 0
         while done < samples:
             piece = int(pick.integers(0, largest + 1)) if largest > 1 else 1
-            hasher.update(votes[done : done + piece].astype(dtype))
+            divided.update(given[done : done + piece].astype(dtype))
             done = min(done + piece, samples)
-            assert hasher.hexdigests() == chunk_hashes(votes[:done].tolist()) if largest > 900 else True
-        assert hasher.hexdigests() == expected
+            if largest > 900:
+                assert list(divided) == chunks_as_specified(given[:done].tolist())
+        assert list(divided) == list(divided) == expected
 
 
-def test_every_second_vote_of_an_array_is_hashed_as_those_votes() -> None:
-    votes = np.arange(5000, dtype=np.int32)
-    hasher = ChunkHasher()
-    hasher.update(votes[::2])
-    assert hasher.hexdigests() == chunk_hashes(votes[::2].tolist())
+@pytest.mark.parametrize("samples", [1, 1000, 2500])
+def test_chunks_can_be_written_and_read(samples: int) -> None:
+    given = np.random.default_rng(SEED).integers(0, 20, samples)
+    divided = Chunks()
+    divided.update(given)
+    stage = Stage.of(np.bincount(given).tolist(), divided)
+    assert stage.chunks == tuple(chunks_as_specified(given.tolist()))
+    document = replace(FIXED, estimation=stage)
+    assert parse_line(canonical_line(document), "") == document
+
+
+def test_an_array_may_have_gaps_and_be_used_again() -> None:
+    reused, divided = np.arange(5000, dtype="<u2"), Chunks()
+    divided.update(reused[::2])
+    divided.update(reused[1::2])
+    reused[:] = 0
+    assert list(divided) == chunks_as_specified([*range(0, 5000, 2), *range(1, 5000, 2)])
+    divided.update(reused[:1])
+    reused[:] = 9
+    assert list(divided) == chunks_as_specified([*range(0, 5000, 2), *range(1, 5000, 2), 0])
 
 
 @pytest.mark.parametrize(
     "wrong",
     [np.array([0.0]), np.array([True]), np.zeros((2, 2), int), np.array(3), np.array([65536]), np.array([0, -1])],
 )
-def test_what_is_no_class_is_not_hashed(wrong: np.ndarray) -> None:
-    hasher = ChunkHasher()
+def test_what_is_no_class_is_not_taken(wrong: np.ndarray) -> None:
+    divided = Chunks()
     with pytest.raises(ParameterError, match="expected"):
-        hasher.update(wrong)
-    assert hasher.hexdigests() == ()
+        divided.update(wrong)
+    assert list(divided) == []

@@ -3,14 +3,24 @@
 import hashlib
 import struct
 import threading
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from intsmooth_ref.certify.smoothing import SmoothedClassifier
-from intsmooth_ref.certify.votes import COMPILED_BATCH, REFERENCE_BATCH, Tally, usual_batch, vote_function
+from intsmooth_ref.certify.chunks import Chunk, Chunks
+from intsmooth_ref.certify.votes import (
+    COMPILED_BATCH,
+    REFERENCE_BATCH,
+    NoisyClassifier,
+    Tally,
+    usual_batch,
+    vote_function,
+)
 from intsmooth_ref.compilation import numba_available
 from intsmooth_ref.engine import Engine
 from intsmooth_ref.errors import ParameterError
@@ -174,7 +184,9 @@ def test_a_tally_counts_and_hashes_votes_in_whatever_pieces_they_come(cuts):
     hashes = [hashlib.sha256(struct.pack(f"<{len(chunk)}H", *chunk.tolist())).hexdigest() for chunk in chunks]
     assert tally.counts.tolist() == [votes.tolist().count(each) for each in range(CLASSES + 1)]
     assert tally.samples == 2345 == tally.stage.samples
-    assert list(tally.stage.votes) == tally.counts.tolist() and list(tally.stage.chunks) == hashes
+    assert list(tally.stage.votes) == tally.counts.tolist() and [each.sha256 for each in tally.stage.chunks] == hashes
+    present = [tuple(sorted(Counter(chunk.tolist()).items())) for chunk in chunks]
+    assert [each.votes for each in tally.stage.chunks] == present
 
 
 @each_engine
@@ -242,3 +254,58 @@ def test_the_usual_batch_has_about_the_same_number_of_products_in_every_network(
     products = 13 * 13 * 8 * (27 + 72) + 5 * 6 * 6 * 8
     assert small == most
     assert large == min(most, limit // products)
+
+
+@pytest.mark.parametrize(("compiled", "limit", "most"), [(object(), 2**30, 1000), (None, 2**27, 100)])
+def test_of_a_network_as_large_as_can_be_one_sample_is_computed_at_a_time(compiled, limit, most):
+    def batch_of(*products):
+        layers = {str(number): each for number, each in enumerate(products)}
+        return usual_batch(SimpleNamespace(compiled=compiled, model=SimpleNamespace(multiply_adds=layers)))
+
+    assert [batch_of(limit * 2), batch_of(limit // 2, limit // 2), batch_of(limit // 4, limit // 4)] == [1, 1, 2]
+    assert batch_of() == most
+
+
+@pytest.mark.parametrize("what", ["threads", "batch"])
+def test_threads_and_batches_are_limited(what):
+    engine = Engine(threshold_model(), "reference")
+    if what == "batch":
+        assert NoisyClassifier(engine, TABLE, 1, batch=2**16).batch == 2**16
+    for value in (0, 2**16 + 1):
+        with pytest.raises(ParameterError, match=f"{what} {value}: expected 1 to 65536"):
+            NoisyClassifier(engine, TABLE, **{what: value})
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_votes_of_any_range_come_in_order_and_each_is_told_of(threads):
+    """From a start of their own, to an end that no batch ends at; the image is read row by row."""
+    image = np.arange(9, dtype=np.uint8).reshape(3, 3, 1) * 28 + 16
+    classifier, done = NoisyClassifier(Engine(threshold_model(), "reference"), TABLE, threads, 5), []
+    votes = list(classifier.votes(image, 3, 1, ESTIMATION, range(7, 20), done.append))
+    noise = add_noise(TABLE, np.zeros(9, np.uint8), 3, 1, ESTIMATION, 7, 13)
+    assert np.concatenate(votes).tolist() == classes_by_hand(image, noise)
+    assert done == [5, 5, 3] and 0 < sum(classes_by_hand(image, noise)) < 13
+    assert list(classifier.votes(image, 3, 1, ESTIMATION, range(7, 7))) == []
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (np.array([3, -1]), "classes -1 to 3: expected 0 to 65535"),
+        (np.array([65536, 0]), "classes 0 to 65536: expected 0 to 65535"),
+        (np.array([[1]]), r"classes of int64 and shape \(1, 1\): expected integers"),
+        (np.array([1.0]), r"classes of float64 and shape \(1,\): expected integers"),
+    ],
+)
+def test_only_classes_are_hashed(classes, message):
+    with pytest.raises(ParameterError, match=message):
+        Chunks().update(classes)
+
+
+def test_the_highest_class_there_can_be_has_a_hash_and_no_votes_have_none():
+    chunks = Chunks()
+    chunks.update(np.array([], np.int32))
+    assert list(chunks) == []
+    chunks.update(np.array([65535, 0, 258]))
+    sha256 = hashlib.sha256(b"\xff\xff\x00\x00\x02\x01").hexdigest()
+    assert list(chunks) == [Chunk(sha256, ((0, 1), (258, 1), (65535, 1)))]

@@ -21,7 +21,7 @@ from ..noise.distributions import IntegerDistribution, discrete_gaussian, discre
 from .radius import certified_budget, require_enough_samples
 from .stopping import DecisionTable, decision_tables
 from .transcript import LAWS, MAJORITY, TARGETS_MAX, TWO_CLASS, Decision, Familywise
-from .two_class import two_class_claim
+from .two_class import DIMENSION_MAX, two_class_claim
 
 BOUNDS = (MAJORITY, TWO_CLASS)
 
@@ -88,12 +88,15 @@ class Rule:
         ParameterError: if the noise certifies nothing, or n samples cannot certify anything at this alpha.
     """
 
-    def __init__(self, procedure: Procedure, noise: IntegerDistribution, elements: int) -> None:
+    def __init__(self, procedure: Procedure, noise: IntegerDistribution, elements: int, classes: int) -> None:
         if noise.name not in LAWS:
             raise ParameterError(f"noise {noise.name}: expected one that certifies, {' or '.join(LAWS)}")
         self.procedure, self.noise, self.norm, self._elements = procedure, noise, LAWS[noise.name].norm, elements
         if procedure.bound == TWO_CLASS and self.norm != "L2":
             raise ParameterError(f"bound {TWO_CLASS!r} with noise {noise.name}: expected discrete_gaussian")
+        if procedure.bound == TWO_CLASS and (classes < 2 or elements > DIMENSION_MAX):
+            found = f"{classes} classes and images of {elements} values"
+            raise ParameterError(f"bound {TWO_CLASS!r}: found {found}; expected at least 2 and at most {DIMENSION_MAX}")
         self.level = remaining_alpha(procedure.alpha, procedure.n, elements, noise.total_variation)
         require_enough_samples(procedure.n, self.level if procedure.bound == MAJORITY else self.level / 2)
         self._tables: tuple[DecisionTable, ...] = ()

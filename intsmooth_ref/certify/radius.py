@@ -148,6 +148,22 @@ def majority_boundary(noise: str, parameter: Fraction, budget: int) -> Callable[
     return partial(law.boundary, int(budget) / Fraction(parameter) ** law.order)
 
 
+def require_conceivable(noise: str, parameter: Fraction, budget: int) -> None:
+    """Refuse a target so far out that no votes could show it: its boundary differs from 1 by less than 10**-16.
+
+    Raises:
+        ParameterError: if the budget is beyond `GUESS_LIMIT` times the parameter, or `majority_boundary` refuses it.
+    """
+    law = _checked_law(noise, parameter)
+    majority_boundary(noise, parameter, budget)
+    limit = (GUESS_LIMIT * Fraction(parameter)) ** law.order
+    if budget > limit:
+        raise ParameterError(
+            f"target {budget_text(noise, budget)}: expected at most {budget_text(noise, int(limit))},"
+            f" {GUESS_LIMIT} times the {law.parameter} of the noise"
+        )
+
+
 def require_enough_samples(trials: int, alpha: Fraction) -> None:
     """Refuse a run in which not even a unanimous vote can certify anything.
 
@@ -266,6 +282,11 @@ def budget_at_least(noise: str, radius: Fraction) -> int:
         raise ParameterError(f"radius {radius}: expected at least 0")
     required = (FULL_SCALE * Fraction(radius)) ** _law(noise).order
     return -(-required.numerator // required.denominator)
+
+
+def budget_text(noise: str, budget: int) -> str:
+    """A budget with the radius that it stands for, for messages: `"16257 (radius 0.500011)"`."""
+    return f"{budget} (radius {radius_text(int(budget) ** (2 // _law(noise).order))})"
 
 
 def radius_sq_at_least(radius: Fraction) -> int:

@@ -56,6 +56,8 @@ class Certificate:
         estimation: of the n samples, or of those that were needed.
         decisions: of a sequential procedure, target by target.
         procedure: how it was certified.
+        index: the image's number.
+        seed: of the noise.
     """
 
     prediction: int
@@ -66,6 +68,8 @@ class Certificate:
     estimation: Stage
     decisions: tuple[Decision, ...]
     procedure: Procedure
+    index: int
+    seed: int
 
     @property
     def radius_sq(self) -> int:
@@ -100,7 +104,7 @@ def exact_rational(value: Rational, what: str) -> Fraction:
         ParameterError: if it is not a number.
     """
     try:
-        return Fraction(repr(value) if isinstance(value, float) else value)
+        return Fraction(float.__repr__(value) if isinstance(value, float) else value)
     except (ValueError, TypeError, ArithmeticError):
         raise ParameterError(f"{what} {value!r}: expected a number such as 0.25 or 51/4") from None
 
@@ -184,7 +188,7 @@ class SmoothedClassifier:
 
     def rule(self, procedure: Procedure) -> Rule:
         """The procedure made ready for this noise and model. Errors as for `certify`."""
-        return Rule(procedure, self.noise, prod(self.model.input.shape))
+        return Rule(procedure, self.noise, prod(self.model.input.shape), self.model.classes)
 
     def carry_out(
         self, rule: Rule, image: np.ndarray, index: int, progress: Callable[[int], None] | None = None
@@ -204,7 +208,7 @@ class SmoothedClassifier:
         radii_from = radii_from_l2 if rule.norm == "L2" else radii_from_l1
         return Certificate(
             selected if claim else ABSTAIN, radii_from(claim.radius if claim else 0, image.size), rule.norm,
-            claim.theorem if claim else None, selection.stage, estimation.stage, decisions, procedure,
+            claim.theorem if claim else None, selection.stage, estimation.stage, decisions, procedure, index, self.seed,
         )  # fmt: skip
 
     def predict(
@@ -225,25 +229,24 @@ class SmoothedClassifier:
         return Prediction(best if decided else ABSTAIN, tuple(votes.tolist()))
 
     def document(
-        self, certificate: Certificate, image_sha256: str, *, index: int = 0, label: int = -1
-    ) -> CertificateDocument:
+        self, certificate: Certificate, image_sha256: str, *, label: int = -1
+    ) -> CertificateDocument:  # fmt: skip
         """The certificate as a document that others can replay (`transcript.py`).
 
         Args:
             certificate: what `certify` found with this classifier.
             image_sha256: `Dataset.image_sha256` of the image.
-            index: the image's number.
-            label: its class, -1 where it is not known.
+            label: the image's class, -1 where it is not known.
         """
         procedure = certificate.procedure
         return CertificateDocument(
             model_sha256=fingerprint(self.model),
-            image=ImageReference(index, image_sha256, label),
+            image=ImageReference(certificate.index, image_sha256, label),
             noise=Noise(self.noise.name, self.noise.parameter),
-            seed=self.seed, n0=procedure.n0, n=procedure.n, alpha=procedure.alpha, familywise=procedure.familywise,
-            bound=procedure.bound, targets=procedure.targets, selection=certificate.selection,
-            estimation=certificate.estimation, decisions=certificate.decisions, prediction=certificate.prediction,
-            theorem=certificate.theorem,
+            seed=certificate.seed, n0=procedure.n0, n=procedure.n, alpha=procedure.alpha,
+            familywise=procedure.familywise, bound=procedure.bound, targets=procedure.targets,
+            selection=certificate.selection, estimation=certificate.estimation, decisions=certificate.decisions,
+            prediction=certificate.prediction, theorem=certificate.theorem,
             radius=certificate.radii.l2_sq if certificate.norm == "L2" else certificate.radii.l1,
             information=self._information(),
         )  # fmt: skip

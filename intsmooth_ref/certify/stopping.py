@@ -55,10 +55,16 @@ from numbers import Integral
 from ..errors import ParameterError
 from ..interval import Interval
 from .binomial import smallest_trials, tail_at_most
-from .radius import TRIALS_MAX, majority_boundary
+from .radius import TRIALS_MAX, budget_text, majority_boundary, require_conceivable
 
 #: The most samples that tables are made for: a table for so many takes up to ten seconds, one for 10**5 up to 0.3.
 MOST_MAX = 2**24
+
+#: Of all targets together; tables for so many take half a minute.
+TARGETS_TIMES_MOST_MAX = 2**26
+
+#: The time grows with the number of digits that a level needs.
+LEVEL_MIN = Fraction(1, 2**256)
 
 #: Each look comes after 4/5 of the samples of the next, and none before these.
 SHRINK = Fraction(4, 5)
@@ -147,18 +153,22 @@ def decision_tables(
         parameter: sigma or scale, in grey levels.
         budgets: the targets, ascending, as in `majority_boundary`.
         most: samples at most, `1 .. MOST_MAX`.
-        level: as alpha in `certified_budget`.
+        level: as alpha in `certified_budget`, `2**-256` at least.
 
     Raises:
         ParameterError: if a parameter is out of its range or no exact number, the budgets do not ascend, or not even
             `most` votes for the class alone would certify a target.
     """
-    if not isinstance(level, Fraction) or not 0 < level < 1:
-        raise ParameterError(f"level {level!r}: expected a Fraction above 0 and below 1")
+    if not isinstance(level, Fraction) or not LEVEL_MIN <= level < 1:
+        found = f"{float(level):.6g}" if isinstance(level, Fraction) else repr(level)
+        raise ParameterError(f"level {found}: expected a Fraction from 2**-256 on, below 1")
     if not budgets or any(above <= below for below, above in zip(budgets, budgets[1:])):
         raise ParameterError(f"targets {tuple(budgets)}: expected at least one, in ascending order")
     for budget in budgets:
-        majority_boundary(noise, parameter, budget)  # refuses what it does not take
+        require_conceivable(noise, parameter, budget)
+    if len(budgets) * most > TARGETS_TIMES_MOST_MAX:
+        limit = TARGETS_TIMES_MOST_MAX // len(budgets)
+        raise ParameterError(f"{len(budgets)} targets with {most} samples: expected {limit} samples at most")
     return _decision_tables(noise, Fraction(parameter), tuple(map(int, budgets)), looks(most), level)
 
 
@@ -176,8 +186,8 @@ def _decision_tables(
         certify_from, _ = first_passage(schedule, chance, allowed, least_from)
         if all(count > look for count, look in zip(certify_from, schedule)):
             raise ParameterError(
-                f"{most} samples cannot certify the target {budget} at level {float(level):.6g}, not even by a "
-                f"unanimous vote: expected {_samples_needed(most, boundary, level)}"
+                f"{most} samples cannot certify the target {budget_text(noise, budget)} at level {float(level):.6g},"
+                f" not even by a unanimous vote: expected {_samples_needed(most, boundary, level)}"
             )
         against = Chance.enclosing(_fixed_share(most, chance, allowed[-1]), bits).complement
         against_from, _ = first_passage(schedule, against, allowed_futility, (0,) * len(schedule))
@@ -228,14 +238,14 @@ def first_passage(
     states, lowest, before = [1 << chance.bits], 0, 0
     for look, limit, at_least in zip(schedule, allowed, least):
         fewest, steps, beyond = _votes_between(look - before, chance)
+        passed += -(-beyond * sum(states) >> chance.bits)  # rounded up, the states may sum to a little more than one
         states, lowest, before = _convolution(states, steps, chance.bits), lowest + fewest, look
-        passed += beyond
         threshold = lowest + len(states)
         while threshold > max(at_least, lowest) and passed + states[-1] <= limit:
             passed += states.pop()
             threshold -= 1
         thresholds.append(max(threshold, at_least))
-        if not states:
+        if not states:  # every count passes: `crossing_probability` alone allows as much
             break
         lumped, kept = 0, 0
         while lumped + states[kept] <= LUMPED and kept < len(states) - 1:

@@ -8,7 +8,7 @@ Canonical form
 A certificate can be written in one way only, that of RFC 8785 (JSON Canonicalization Scheme): keys ascend, there is no
 white space, and no character more than needed. Its JSON is restricted to objects, arrays, `true`, `false`, `null`,
 integers within +-(2**53-1), and strings of printable ASCII, in which a backslash escapes `"` and `\` and nothing else.
-Every line ends with one newline (byte 10), the last one too. Of these types are made
+Every line ends with one newline (byte 10), the last one too, and has at most 2**28 bytes. Of these types are made
 
 - a *rational*: a string such as "255/4" or "7", above zero, in lowest terms of at most 1000 digits each;
 - a *hash*: a string of 64 lower-case hexadecimal digits, a SHA-256;
@@ -39,7 +39,10 @@ All of them are required, and nothing else is allowed.
     stopping        {"rule": "fixed"} or
                     {"rule": "sequential", "targets": [1 to 64 budgets, ascending, none twice]}
     selection       the votes that chose the class:
-                    {"chunks": [at most 4294968 hashes, of 1000 samples each: `vote_hashes.py`],
+                    {"chunks": [at most 4294968, of 1000 samples each but the last (`chunks.py`):
+                         {"sha256": hash of their classes,
+                          "votes": [[0 .. 65535: a class, 1 .. 1000: its votes] for each class that has some,
+                                    ascending; 1 to 1000 of them]}],
                      "merkle_root": hash over the chunks,
                      "samples": 1 .. 2**32, drawn,
                      "votes": [0 .. 2**32 for each class in turn, 1 to 65536 of them]}
@@ -82,7 +85,7 @@ from os import PathLike
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, NoReturn, TypeVar
 
 from ..errors import TranscriptError
-from .vote_hashes import CHUNK, CLASSES_MAX, merkle_root
+from .chunks import CHUNK, CLASSES_MAX, Chunk, merkle_root
 
 FORMAT = "intsmooth-ref certificate"
 FORMAT_VERSION = 1
@@ -103,9 +106,9 @@ TARGETS_MAX = 64
 RATIONAL_DIGITS_MAX = 1000
 INFORMATION_MAX, INFORMATION_VALUE_MAX = 64, 200
 
-#: A longer line is refused before it is read. The longest certificate there can be has 577 million bytes: 2**32 samples
-#: in both stages, 65536 classes, and the longest of everything else.
-LINE_BYTES_MAX = 580_000_000
+#: A longer line is refused before it is read, and not written. There is room for 26 million samples, whatever their
+#: votes, and for fifty times as many of ten classes.
+LINE_BYTES_MAX = 1 << 28
 
 
 class Law(NamedTuple):
@@ -169,17 +172,17 @@ class Stage:
     Attributes:
         samples: how many were drawn.
         votes: of each class.
-        chunks: the hash of each chunk of 1000 samples.
+        chunks: of 1000 samples each, the last one of what is left.
         merkle_root: over the chunks.
     """
 
     samples: int
     votes: tuple[int, ...]
-    chunks: tuple[str, ...]
+    chunks: tuple[Chunk, ...]
     merkle_root: str
 
     @classmethod
-    def of(cls, votes: Iterable[int], chunks: Iterable[str]) -> Stage:
+    def of(cls, votes: Iterable[int], chunks: Iterable[Chunk]) -> Stage:
         """The stage of these votes, with the number of samples and the Merkle root that they have."""
         votes, chunks = tuple(votes), tuple(chunks)
         return cls(sum(votes), votes, chunks, merkle_root(chunks))
@@ -274,8 +277,8 @@ def _fields(document: CertificateDocument) -> dict[str, Any]:
         "familywise": familywise and {"alpha": str(familywise.alpha), "images": familywise.images},
         "bound": document.bound,
         "stopping": {"rule": SEQUENTIAL, "targets": targets} if targets else {"rule": FIXED},
-        "selection": vars(document.selection),
-        "estimation": vars(document.estimation),
+        "selection": _stage_fields(document.selection),
+        "estimation": _stage_fields(document.estimation),
         "decisions": [vars(decision) for decision in document.decisions],
         "prediction": document.prediction,
         "theorem": document.theorem,
@@ -283,6 +286,10 @@ def _fields(document: CertificateDocument) -> dict[str, Any]:
         law.radius: document.radius,
         "information": dict(document.information),
     }
+
+
+def _stage_fields(stage: Stage) -> dict[str, Any]:
+    return {**vars(stage), "chunks": [vars(chunk) for chunk in stage.chunks]}
 
 
 def _canonical_json(fields: Mapping[str, Any]) -> bytes:
@@ -443,12 +450,31 @@ class _Reader:
 
     def _stage(self, path: str) -> Stage:
         self._expect(path, "{")
-        chunks = self._array(self._key(path, "chunks"), self._hex, CHUNKS_MAX)
+        chunks = self._array(self._key(path, "chunks"), self._chunk, CHUNKS_MAX)
         root = self._hex(self._key(path, "merkle_root"))
         samples = self._samples(self._key(path, "samples"))
         votes = self._array(self._key(path, "votes"), self._votes, CLASSES_MAX, least=1)
         self._expect(path, "}")
         return Stage(samples, votes, chunks, root)
+
+    def _chunk(self, path: str) -> Chunk:
+        self._expect(path, "{")
+        sha256 = self._hex(self._key(path, "sha256"))
+        votes_path = self._key(path, "votes")
+        votes = self._array(votes_path, self._class_votes, CHUNK, least=1)
+        for number, (lower, upper) in enumerate(zip(votes, votes[1:]), start=1):
+            if lower[0] >= upper[0]:
+                self._refuse(f"{votes_path}[{number}][0]", f"more than {lower[0]}", f"{upper[0]}")
+        self._expect(path, "}")
+        return Chunk(sha256, votes)
+
+    def _class_votes(self, path: str) -> tuple[int, int]:
+        self._expect(path, "[")
+        class_ = self._integer(f"{path}[0]", 0, CLASSES_MAX - 1)
+        self._expect(path, ",", "','")
+        votes = self._integer(f"{path}[1]", 1, CHUNK)
+        self._expect(path, "]")
+        return class_, votes
 
     def _familywise(self, path: str) -> Familywise | None:
         if self._line.startswith("null", self._position):

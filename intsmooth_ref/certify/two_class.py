@@ -127,8 +127,8 @@ def contradicts_bounds(
 ) -> bool:
     """Whether fresh votes contradict the bounds (3) and (4) that other votes gave.
 
-    Were the class's probability above Phi(xA) and the runner-up's below Phi(xB), the answer would be yes with a
-    probability of at most `level`, half of it for each bound.
+    Were the class's probability above Phi(xA) and that of every other class below Phi(xB), the answer would be yes with
+    a probability of at most `level`: half of it is for the class, half is shared by the others.
 
     Args:
         fresh: of each class, among any number of samples.
@@ -138,10 +138,9 @@ def contradicts_bounds(
     bounds = argument_bounds(votes, prediction, alpha)
     if bounds is None:
         return False
-    others = [-1 if each == prediction else count for each, count in enumerate(votes)]
-    runner_up, samples = others.index(max(others)), sum(fresh)
+    samples, others = sum(fresh), [count for each, count in enumerate(fresh) if each != prediction]
     too_few = _tail_at_most(-bounds[0], samples - fresh[prediction], samples, level / 2)
-    return too_few or _tail_at_most(bounds[1], fresh[runner_up], samples, level / 2)
+    return too_few or _tail_at_most(bounds[1], max(others), samples, level / 2 / len(others))
 
 
 def _require(condition: bool, message: str) -> None:

@@ -9,8 +9,9 @@ differs is named, with the fields that it follows from, one of which may be what
 
       (1)   C(M - F, k) / C(M, k),
 
-  so a small number of draws leaves little room: `undetected_votes`. That votes, radius, image and model fit together is
-  checked for every certificate; one that states votes at several looks is replayed as a whole.
+  so a small number of draws leaves little room: `undetected_votes`. As each chunk states its votes, whoever changes v
+  votes of a stage changes v / 1000 chunks at least. That votes, radius, image and model fit together is checked for
+  every certificate; those of sequential procedures, which state votes at several looks, are replayed as a whole.
 - *Fresh noise*, from a seed that the verifier draws. A replay shows that the votes are those of the seed that is
   stated, not that this seed was not chosen among many; fresh votes show whether the claim stands without it
   (`freshness.py`).
@@ -37,16 +38,15 @@ from ..model.fingerprint import fingerprint
 from ..model.graph import IntegerModel
 from ..noise.distributions import IntegerDistribution
 from ..noise.sampler import ESTIMATION, SELECTION, noise_table
+from .chunks import CHUNK, Chunk, Chunks, merkle_root
 from .procedure import DISTRIBUTIONS, Procedure, Rule
 from .transcript import (
     ABSTAIN,
     CertificateDocument,
     Decision,
-    Familywise,
     Noise,
     Stage,
 )
-from .vote_hashes import CHUNK, ChunkHasher, merkle_root
 from .votes import NoisyClassifier
 
 STAGES = {"selection": SELECTION, "estimation": ESTIMATION}
@@ -101,11 +101,11 @@ class Verifier:
         self, model: IntegerModel, data: Dataset, *, engine: str = "auto", isa: str | None = None,
         threads: int | None = None, batch: int | None = None,
     ) -> None:  # fmt: skip
-        self.model, self.data = model, data
+        self.model, self.data, self.elements = model, data, prod(model.input.shape)
         self.fingerprint = fingerprint(model)
         self.engine = Engine(model, engine, isa)
         self._threads, self._batch = threads, batch
-        self._noisy: dict[Noise, NoisyClassifier] = {}
+        self._noisy: tuple[Noise, NoisyClassifier] | None = None
 
     def rule(self, document: CertificateDocument) -> Rule:
         """The procedure that the certificate states, made ready.
@@ -116,19 +116,18 @@ class Verifier:
         procedure = Procedure(
             document.n0, document.n, document.alpha, document.bound, document.targets, document.familywise
         )
-        return Rule(procedure, _distribution(document.noise), prod(self.model.input.shape))
+        return Rule(procedure, _distribution(document.noise), self.elements, self.model.classes)
 
     def check(self, document: CertificateDocument) -> Difference | None:
         """Whether the certificate is about this model and these images, and its parts fit together: no vote is cast."""
-        return next(chain(self._frame(document), _roots(document), _outcome(document, self.rule(document))), None)
+        return next(chain(self._frame(document), _roots(document), self._outcome(document)), None)
 
     def replay(
         self, document: CertificateDocument, progress: Callable[[int], None] | None = None
     ) -> Difference | None:
         """Cast all votes again and compare everything: what `check` compares, and hashes and votes before."""
-        rule = self.rule(document)
-        frame, votes = self._frame(document), self._votes(document, rule, progress)
-        return next(chain(frame, votes, _roots(document), _outcome(document, rule)), None)
+        frame, votes = self._frame(document), self._votes(document, progress)
+        return next(chain(frame, votes, _roots(document), self._outcome(document)), None)
 
     def _frame(self, document: CertificateDocument) -> Iterator[Difference]:
         """Differences of model and image, of the share of alpha, and between the sizes of the parts."""
@@ -137,24 +136,25 @@ class Verifier:
         yield from _sizes(document, "selection", document.n0, "n0", self.model.classes)
         yield from _sizes(document, "estimation", document.n, "n", self.model.classes)
 
+    def _outcome(self, document: CertificateDocument) -> Iterator[Difference]:
+        """Differences of what follows from the votes as they are stated."""
+        yield from _outcome(document, self.rule(document))  # made when all before is right: tables can take long
+
     def _votes(
-        self, document: CertificateDocument, rule: Rule, progress: Callable[[int], None] | None
+        self, document: CertificateDocument, progress: Callable[[int], None] | None
     ) -> Iterator[Difference]:
         """Differences of hashes and votes, and between the decisions that are stated and those that follow."""
-        selected = selected_class(document)
+        rule, selected = self.rule(document), selected_class(document)
         counts: list[int] = []
         for name in STAGES:
             stage: Stage = getattr(document, name)
-            votes = np.zeros(self.model.classes, np.int64)
+            before = 0
             for number in range(len(stage.chunks)):
                 chunk = self._chunk(document, name, number, progress)
-                yield from _chunk_difference(chunk, stage, name, number, self.model.classes)
+                yield from _chunk_differences(chunk, stage, name, number, self.model.classes)
                 if name == "estimation":
-                    counts += _counts_at_looks(chunk, selected, number, int(votes[selected]), rule.looks)
-                votes += np.bincount(chunk, minlength=self.model.classes)
-            for each, (stated, counted) in enumerate(zip(stage.votes, votes.tolist())):
-                if stated != counted:
-                    yield Difference(f"$.{name}.votes[{each}]", str(stated), str(counted), (f"{name}.chunks",))
+                    counts += _counts_at_looks(chunk, selected, number, before, rule.looks)
+                before += int(np.count_nonzero(chunk == selected))
         yield from _decision_differences(document, rule.decisions(counts))
         samples = document.estimation.samples
         ends = [look for number, look in enumerate(rule.looks[: len(counts)]) if rule.is_finished(counts[: number + 1])]
@@ -165,10 +165,10 @@ class Verifier:
     def replay_chunk(
         self, document: CertificateDocument, address: ChunkAddress, progress: Callable[[int], None] | None = None
     ) -> Difference | None:
-        """Cast the votes of one chunk again and compare its hash."""
+        """Cast the votes of one chunk again and compare its hash and its votes."""
         stage: Stage = getattr(document, address.stage)
         chunk = self._chunk(document, address.stage, address.number, progress)
-        return next(_chunk_difference(chunk, stage, address.stage, address.number, self.model.classes), None)
+        return next(_chunk_differences(chunk, stage, address.stage, address.number, self.model.classes), None)
 
     def votes(
         self, document: CertificateDocument, seed: int, samples: int, progress: Callable[[int], None] | None = None
@@ -191,10 +191,10 @@ class Verifier:
         progress: Callable[[int], None] | None,
     ) -> Iterator[np.ndarray]:  # fmt: skip
         noise, index = document.noise, document.image.index
-        if noise not in self._noisy:
+        if self._noisy is None or self._noisy[0] != noise:  # one at a time: tables and threads take room
             table = noise_table(_distribution(noise))
-            self._noisy[noise] = NoisyClassifier(self.engine, table, self._threads, self._batch)
-        return self._noisy[noise].votes(self.data.images[index], seed, index, stage, samples, progress)
+            self._noisy = noise, NoisyClassifier(self.engine, table, self._threads, self._batch)
+        return self._noisy[1].votes(self.data.images[index], seed, index, stage, samples, progress)
 
     def _subject(self, document: CertificateDocument) -> Iterator[Difference]:
         """Differences of model and image."""
@@ -210,7 +210,7 @@ class Verifier:
         sha256, label = self.data.image_sha256(image.index), int(self.data.labels[image.index])
         if image.sha256 != sha256:
             yield Difference("$.image.sha256", image.sha256, sha256, ("image.index",))
-        if image.label != label:
+        if image.label != label and min(image.label, label) >= 0:  # -1 says nothing
             yield Difference("$.image.label", str(image.label), str(label), ("image.index",))
 
 
@@ -243,7 +243,19 @@ def _sizes(
         yield Difference(f"$.{asked_name}", str(asked), str(stage.samples), (wanted,))
     chunks = -(-stage.samples // CHUNK)
     if len(stage.chunks) != chunks:
-        yield Difference(f"{path}.chunks", f"{len(stage.chunks)} hashes", str(chunks), (wanted,))
+        yield Difference(f"{path}.chunks", f"{len(stage.chunks)} chunks", str(chunks), (wanted,))
+    total = [0] * classes
+    for number, chunk in enumerate(stage.chunks):
+        samples = min(CHUNK, stage.samples - CHUNK * number)
+        in_chunk = sum(votes for _, votes in chunk.votes)
+        if in_chunk != samples or chunk.votes[-1][0] >= classes:
+            found = f"{samples} samples and {classes} classes"
+            yield Difference(f"{path}.chunks[{number}].votes", f"{in_chunk} votes", found, (wanted, f"{name}.votes"))
+        for each, votes in chunk.votes:
+            total[each] += votes
+    for each, (stated, added) in enumerate(zip(stage.votes, total)):
+        if stated != added:
+            yield Difference(f"{path}.votes[{each}]", str(stated), f"{added} in the chunks", (f"{name}.chunks",))
 
 
 def _roots(document: CertificateDocument) -> Iterator[Difference]:
@@ -258,6 +270,13 @@ def _outcome(document: CertificateDocument, rule: Rule) -> Iterator[Difference]:
     """Differences of what follows from the votes as they are stated."""
     for number in range(len(document.decisions)):
         yield from _decision(document, rule, number)
+    if len(document.decisions) != len(document.targets):
+        found = f"{len(document.targets)} targets"
+        yield Difference("$.decisions", f"{len(document.decisions)} decisions", found, ("stopping", "estimation"))
+    last = max((decision.samples for decision in document.decisions), default=document.estimation.samples)
+    if last != document.estimation.samples:
+        found = f"{last} to be enough"
+        yield Difference("$.estimation.samples", str(document.estimation.samples), found, ("decisions",))
     selected = selected_class(document)
     claim = rule.claim(selected, document.estimation.votes, document.decisions)
     sources = ("decisions",) if document.targets else ("estimation.votes", "alpha", "bound", "noise")
@@ -275,9 +294,10 @@ def _outcome(document: CertificateDocument, rule: Rule) -> Iterator[Difference]:
 def _decision(document: CertificateDocument, rule: Rule, number: int) -> Iterator[Difference]:
     """Differences between a decision and the table that decides."""
     decision, path, stage = document.decisions[number], f"$.decisions[{number}]", document.estimation
-    later = document.targets[number:] if number < len(document.targets) else ()
-    if decision.target not in later:
-        yield Difference(f"{path}.target", str(decision.target), "another order of the targets", ("stopping.targets",))
+    if number >= len(document.targets):
+        return
+    if decision.target != document.targets[number]:
+        yield Difference(f"{path}.target", str(decision.target), str(document.targets[number]), ("stopping.targets",))
         return
     if decision.samples not in rule.looks:
         yield Difference(f"{path}.samples", str(decision.samples), "no look at the votes there", ("stopping", "n"))
@@ -316,22 +336,29 @@ def _counts_at_looks(
     return [int(running[look - first - 1]) for look in looks if first < look <= first + len(votes)]
 
 
-def _chunk_difference(
+def _chunk_differences(
     votes: np.ndarray, stage: Stage, name: str, number: int, classes: int
 ) -> Iterator[Difference]:
-    """The difference of a chunk's hash, with the sample that accounts for it, if it is a single one."""
-    hasher = ChunkHasher()
-    hasher.update(votes)
-    (found,) = hasher.hexdigests()
-    stated, first = stage.chunks[number], number * CHUNK
-    if found == stated:
+    """Differences of a chunk's hash, with the sample that accounts for it, if it is a single one, and of its votes."""
+    stated, found, first = stage.chunks[number], _chunk_of(votes), number * CHUNK
+    path = f"$.{name}.chunks[{number}]"
+    if found.sha256 == stated.sha256:
+        if found.votes != stated.votes:
+            yield Difference(f"{path}.votes", str(stated.votes), str(found.votes), (*OF_VOTES, f"{name}.votes"))
         return
     where = f"in samples {first} to {first + len(votes) - 1}"
-    changed = _changed_vote(votes, stated, classes)
+    changed = _changed_vote(votes, stated.sha256, classes)
     if changed is not None:
         sample, vote = changed
         where = f"where sample {first + sample} is of class {int(votes[sample])}, not {vote}"
-    yield Difference(f"$.{name}.chunks[{number}]", stated, f"{found} {where}", OF_VOTES)
+    yield Difference(f"{path}.sha256", stated.sha256, f"{found.sha256} {where}", OF_VOTES)
+
+
+def _chunk_of(votes: np.ndarray) -> Chunk:
+    chunks = Chunks()
+    chunks.update(votes)
+    (chunk,) = chunks
+    return chunk
 
 
 def _changed_vote(votes: np.ndarray, stated: str, classes: int) -> tuple[int, int] | None:
@@ -367,8 +394,8 @@ def chunks_of(certificate: int, document: CertificateDocument) -> list[ChunkAddr
 
 
 def needs_whole_replay(document: CertificateDocument) -> bool:
-    """Whether chunks alone would not do: votes at a look before the last are stated, which no hash is of."""
-    return any(decision.samples != document.estimation.samples for decision in document.decisions)
+    """Whether chunks alone would not do: votes at looks within chunks are stated, and when the sampling ended."""
+    return bool(document.targets)
 
 
 def undetected_votes(sizes: Sequence[int], draws: int, miss: Fraction) -> int:
@@ -397,12 +424,16 @@ def undetected_votes(sizes: Sequence[int], draws: int, miss: Fraction) -> int:
 
 
 def family_differences(documents: Sequence[CertificateDocument]) -> Iterator[tuple[int, Difference]]:
-    """Certificates that are more than their family has shares of alpha for, each by its place in the transcript."""
-    members: Counter[Familywise] = Counter()
+    """Certificates that are more than their family has shares of alpha for, each by its place in the transcript.
+
+    A family is what has one alpha in common: certificates of one model that differ in image and seed alone.
+    """
+    members: Counter[tuple[object, ...]] = Counter()
     for place, document in enumerate(documents):
-        family = document.familywise
-        if family is not None:
+        if document.familywise is not None:
+            family = (document.familywise, document.model_sha256, document.noise, document.n0, document.n,
+                      document.bound, document.targets)  # fmt: skip
             members[family] += 1
-            if members[family] > family.images:
+            if members[family] > document.familywise.images:
                 found = f"{members[family]} certificates of this family"
-                yield place, Difference("$.familywise.images", str(family.images), found)
+                yield place, Difference("$.familywise.images", str(document.familywise.images), found)

@@ -18,8 +18,8 @@ from ..errors import ParameterError
 from ..machine import usable_cores
 from ..noise import philox, sampler
 from ..noise.sampler import NoiseTable
+from .chunks import Chunks
 from .transcript import Stage
-from .vote_hashes import ChunkHasher
 
 #: `Vote(pixels, seed, image index, stage, first sample, samples)`: the class of each sample, int32 `(samples,)`.
 Vote = Callable[[np.ndarray, int, int, int, int, int], np.ndarray]
@@ -86,12 +86,12 @@ class Tally:
 
     def __init__(self, classes: int) -> None:
         self.counts = np.zeros(classes, np.int64)
-        self._hasher = ChunkHasher()
+        self._chunks = Chunks()
 
     def add(self, votes: np.ndarray) -> None:
         """Take the votes of the samples that come next."""
         self.counts += np.bincount(votes, minlength=len(self.counts))
-        self._hasher.update(votes)
+        self._chunks.update(votes)
 
     @property
     def samples(self) -> int:
@@ -101,7 +101,7 @@ class Tally:
     @property
     def stage(self) -> Stage:
         """What a certificate says of them."""
-        return Stage.of(self.counts.tolist(), self._hasher.hexdigests())
+        return Stage.of(self.counts.tolist(), self._chunks)
 
 
 def usual_batch(engine: Engine) -> int:

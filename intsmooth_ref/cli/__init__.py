@@ -16,8 +16,8 @@ from typing import NoReturn, Sequence
 from .. import __version__
 from ..errors import IntsmoothError
 from . import bench, certify, inspect, predict, verify
+from .messages import PROGRAM, one_line, say
 
-PROGRAM = "intsmooth-ref"
 #: Environment variable: a fault of the program shows its traceback.
 SHOW_TRACEBACK = "INTSMOOTH_TRACEBACK"
 SUBCOMMANDS = (certify, verify, predict, inspect, bench)
@@ -25,11 +25,34 @@ SUBCOMMANDS = (certify, verify, predict, inspect, bench)
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, one_line(f"{self.prog}: error: {message} (see {self.prog} --help)") + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    _replace_closed_streams()
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _run(_parser().parse_args(arguments))
+    except KeyboardInterrupt as interruption:
+        return _fail(f"interrupted{''.join(map(str, interruption.args))}", 130)
+
+
+def _replace_closed_streams() -> None:
+    """Put standard streams that were closed, as by `2>&-`, to where everything is dropped.
+
+    Else a file of results would get the number of one, and whatever a library writes there.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="backslashreplace"))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=PROGRAM, description="Certified robustness of image classifiers, with integers only.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
@@ -42,10 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run, refused=getattr(module, "REFUSED", 1))
-    options = parser.parse_args(arguments)
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        return _run(options)
+    return parser
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -53,8 +73,6 @@ def _run(options: argparse.Namespace) -> int:
         return int(options.run(options))
     except IntsmoothError as error:
         return _fail(str(error), options.refused)
-    except KeyboardInterrupt as interruption:
-        return _fail(f"interrupted{''.join(map(str, interruption.args))}", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: say nothing at exit either
         return 141
@@ -70,9 +88,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    say(message)
     return status
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    say(str(message))

@@ -18,17 +18,32 @@ if TYPE_CHECKING:
 DEFAULT_SIGMA = "0.25"
 
 
+#: Numbers of more characters, and powers of ten beyond, are refused before they are computed.
+LENGTH_MAX = EXPONENT_MAX = 1000
+#: Every radius that can be certified is far below: noise has at most four times full scale.
+RADIUS_MAX = 10**6
+
+
 def rational(text: str) -> Fraction:
     """A number such as 0.25, 1e-3 or 51/4, exactly."""
     try:
+        if len(text) > LENGTH_MAX or abs(int(text.lower().partition("e")[2] or 0)) > EXPONENT_MAX:
+            raise argparse.ArgumentTypeError(
+                f"{text:.30}{'...' * (len(text) > 30)}: expected at most {LENGTH_MAX} characters, and an exponent of at"
+                f" most {EXPONENT_MAX}"
+            )
         return Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"{text!r} is no number; expected one such as 0.25 or 51/4") from None
 
 
 def rationals(text: str) -> list[Fraction]:
-    """Numbers separated by commas, as 0.25,1/2."""
-    return [rational(each) for each in text.split(",")]
+    """Radii as fractions of full scale, separated by commas, as 0.25,1/2."""
+    radii = [rational(each) for each in text.split(",")]
+    for each, radius in zip(text.split(","), radii):
+        if not 0 <= radius <= RADIUS_MAX:
+            raise argparse.ArgumentTypeError(f"radius {each}: expected 0 to {RADIUS_MAX} times full scale")
+    return radii
 
 
 def integer_from(minimum: int) -> Callable[[str], int]:

@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     isas = _isas(options.isa)
     peers, left_out = _peers(options.peers)
     if not 0 < options.seconds <= 60:
-        raise ParameterError(f"--seconds {float(options.seconds):g}: expected more than 0, at most 60")
+        raise ParameterError(f"--seconds {options.seconds}: expected more than 0, at most 60")
     effort = Effort(options.threads, float(options.seconds), options.rounds, options.certify)
     results: list[NetworkResult] = []
     status = _Status()

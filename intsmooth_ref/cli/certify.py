@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         " the others (default: L2, and L1 with --scale)")  # fmt: skip
     parser.add_argument("--transcript", type=Path, metavar="FILE.jsonl",
                         help="write a certificate a line, which intsmooth-ref verify replays; earlier ones are moved"
-                        " aside, not overwritten")  # fmt: skip
+                        " aside, not overwritten; with --resume, give it if and only if the run was begun with"
+                        " it")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -70,6 +71,7 @@ def _prepared(options: argparse.Namespace, classifier: SmoothedClassifier, image
     from ..certify.procedure import Procedure
     from ..certify.radius import budget_at_least
     from ..certify.transcript import Familywise, canonical_line
+    from ..errors import ParameterError
 
     noise = classifier.noise.name
     targets = sorted({budget_at_least(noise, radius) for radius in options.target_radius}) if options.stop else ()
@@ -77,6 +79,8 @@ def _prepared(options: argparse.Namespace, classifier: SmoothedClassifier, image
     alpha = options.alpha / images if options.familywise else options.alpha
     rule = classifier.rule(Procedure(options.n0, options.n, alpha, options.bound, tuple(targets), family))
     norm = options.norm or rule.norm
+    if targets and norm != rule.norm:
+        raise ParameterError(f"--norm {norm} with --stop: expected {rule.norm}, in which the targets are decided")
 
     def task(image: np.ndarray, known: Record, progress: Callable[[int], None]) -> Found:
         index = known["idx"]
@@ -89,7 +93,7 @@ def _prepared(options: argparse.Namespace, classifier: SmoothedClassifier, image
         fields.update(selection_votes=found.selection_votes, estimation_votes=found.estimation_votes)
         certificate = b""
         if options.transcript:
-            document = classifier.document(found, known["image_sha256"], index=index, label=known["label"])
+            document = classifier.document(found, known["image_sha256"], label=known["label"])
             certificate = canonical_line(document)
         return Found(fields, certificate)
 
@@ -118,9 +122,9 @@ def summary(run: Run, options: argparse.Namespace) -> list[str]:
     abstained = sum(record["predict"] < 0 for record in records)
     average = sum((Fraction(record["radius"]) for record in counted), Fraction(0)) / images
     if options.familywise:
-        bound, chance = [Fraction(count, images) for count in counts], 1 - options.alpha
+        bound, rho = [Fraction(count, images) for count in counts], options.alpha
     else:
-        bound, chance = [certified_accuracy(count, images, options.alpha, RHO) for count in counts], 1 - RHO
+        bound, rho = [certified_accuracy(count, images, options.alpha, RHO) for count in counts], RHO
     lines = [run.subset, f"{abstained} abstained; average certified radius {_three_digits(average)} ({norm})"]
     if options.stop:
         samples = sum(record["samples"] for record in records)
@@ -128,7 +132,7 @@ def summary(run: Run, options: argparse.Namespace) -> list[str]:
     rows = {
         f"radius ({norm})": [_radius_text(radius, norm) for radius in radii],
         "certified accuracy" if labelled else "certified": [_three_digits(Fraction(each, images)) for each in counts],
-        f"at least, with probability {float(chance):.6g}": [_three_digits(each) for each in bound],
+        f"at least, with probability {_probability_text(rho)}": [_three_digits(each) for each in bound],
     }
     width = max(map(len, rows))
     return [*lines, *(f"{name:<{width}}" + "".join(f"  {cell:>6}" for cell in cells) for name, cells in rows.items())]
@@ -158,8 +162,13 @@ def _certified_at(
 def _radius_text(radius: Fraction, norm: str) -> str:
     if norm == "Linf" and (radius * 255).denominator == 1:
         return f"{radius * 255}/255"
-    two_digits = f"{float(radius):.2f}"
-    return two_digits if Fraction(two_digits) == radius else f"{float(radius):.6g}"
+    texts = (f"{float(radius):.2f}", f"{float(radius):.6g}")
+    return next((text for text in texts if Fraction(text) == radius), str(radius))
+
+
+def _probability_text(rho: Fraction) -> str:
+    text = f"{float(1 - rho):.6g}"
+    return text if Fraction(text) == 1 - rho else f"1 - {rho}"
 
 
 def _three_digits(value: Fraction) -> str:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
 
-import numpy as np
-
-from ..certify.results import ResultFiles, check_continues, files_of, move_aside, read_run, records_path, table_line
+from ..certify.results import ResultFiles, files_of, move_aside, read_run, records_path, table_line
 from ..errors import ParameterError, ResultFileError
 from .arguments import open_classifier, open_data
 from .interruption import Interruption
+from .messages import one_line, say
 from .progress import Progress
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..certify.smoothing import SmoothedClassifier
     from ..dataset import Dataset
 
@@ -34,7 +34,7 @@ class Found:
 
 
 #: From an image, what is known of its record before it is computed, and a progress callback to what is found.
-Task = Callable[[np.ndarray, Record, Callable[[int], None]], Found]
+Task = Callable[["np.ndarray", Record, Callable[[int], None]], Found]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ def run_over_images(options: argparse.Namespace, columns: Sequence[str], prepare
     """
     if options.resume and options.out is None:
         raise ParameterError("--resume: needs --out, the file of the run to go on with")
+    transcript: Path | None = getattr(options, "transcript", None)
+    written = files_of(options.out, transcript, [path for path in (options.model, options.data) if path])
     begun = read_run(options.out) if options.resume else None
     seed = options.seed if options.seed is not None or begun is None else begun.get("seed")
     if seed is not None and not isinstance(seed, int):
@@ -77,7 +79,7 @@ def run_over_images(options: argparse.Namespace, columns: Sequence[str], prepare
     data = open_data(options.data, options.split, options.model)
     indices = range(len(data.images))[:: options.skip][: options.max]
     for index in (indices[0], indices[-1]):
-        classifier.check_image(data.images[index], index, options.n)
+        classifier.check_image(data.images[index], index, options.n, getattr(options, "n0", options.n))
     job = prepare(classifier, len(indices))
     run = {**job.parameters, **_description(classifier)}
 
@@ -85,12 +87,12 @@ def run_over_images(options: argparse.Namespace, columns: Sequence[str], prepare
         """What the record of an image says before it is computed."""
         return {"idx": index, "label": int(data.labels[index]), "image_sha256": data.image_sha256(index), **run}
 
-    files = _open_files(options, columns)
-    if files and options.out:
-        check_continues(files.records, [known(index) for index in indices[: len(files.records)]], options.out)
-    records: list[Record] = list(files.records) if files else []
-    if options.out is None:
-        print("\t".join([*columns, "time"]), flush=True)
+    if not options.resume:
+        for path, aside in move_aside(written).items():
+            say(f"{path} was there: moved to {aside}")
+    files = ResultFiles(options.out, columns, transcript)
+    files.check_continues([known(index) for index in indices[: files.begun]])
+    records: list[Record] = list(files.records)
     progress, interruption = Progress(len(indices) - len(records), job.samples_per_image), Interruption()
 
     def batch_done(samples: int) -> None:
@@ -98,14 +100,15 @@ def run_over_images(options: argparse.Namespace, columns: Sequence[str], prepare
         interruption.check()
 
     try:
-        with interruption, files or nullcontext():
+        with interruption, files:
+            if options.out is None:
+                print("\t".join([*columns, "time"]), flush=True)
             for index in indices[len(records) :]:
                 begin = time.monotonic()
                 found = job.task(data.images[index], known(index), batch_done)
                 record = _record(known(index), found.fields)
                 seconds = time.monotonic() - begin
-                if files:
-                    files.append(record, seconds, found.certificate)
+                files.append(record, seconds, found.certificate)
                 if options.out is None:
                     progress.clear()
                     print(table_line(record, columns, seconds), flush=True)
@@ -113,8 +116,8 @@ def run_over_images(options: argparse.Namespace, columns: Sequence[str], prepare
                 progress.image()
     except KeyboardInterrupt:
         done = f"; {len(records)} of {len(indices)} images are in"
-        kept = f"{done} {options.out}: go on with --resume" if options.out else f"{done} {options.transcript}"
-        raise KeyboardInterrupt(kept if files else "") from None
+        kept = f"{done} {options.out}: go on with --resume" if options.out else f"{done} {transcript}"
+        raise KeyboardInterrupt(kept if written else "") from None
     finally:
         progress.clear()
     return Run(records, _subset(data, indices), progress)
@@ -152,22 +155,12 @@ def _description(classifier: SmoothedClassifier) -> Record:
     }
 
 
-def _open_files(options: argparse.Namespace, columns: Sequence[str]) -> ResultFiles | None:
-    transcript: Path | None = getattr(options, "transcript", None)
-    if options.out is None and transcript is None:
-        return None
-    if not options.resume:
-        for path, aside in move_aside(files_of(options.out, transcript)).items():
-            if path in (options.out, transcript):
-                print(f"intsmooth-ref: {path} was there: moved to {aside}", file=sys.stderr)
-    return ResultFiles(options.out, columns, transcript)
-
-
 def print_summary(options: argparse.Namespace, lines: Sequence[str], run: Run) -> None:
     """The summary: to standard output, or to standard error where the table goes to standard output."""
     progress, transcript = run.progress, getattr(options, "transcript", None)
     speed = f"{progress.samples_per_second} samples/s" if progress.samples_done else "nothing left to do"
     where = [f"table {options.out}, records {records_path(options.out)}"] if options.out else []
     where += [f"transcript {transcript}"] if transcript else []
-    text = "\n".join([*lines, f"seed {run.records[0]['seed']}; {speed} in {progress.seconds:.1f} s", *where])
+    speed_line = f"seed {run.records[0]['seed']}; {speed} in {progress.seconds:.1f} s"
+    text = "\n".join([*lines, speed_line, *map(one_line, where)])
     print(text, file=sys.stdout if options.out else sys.stderr)
