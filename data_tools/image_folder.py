@@ -26,15 +26,19 @@ import sys
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import groupby
 from pathlib import Path
-from typing import Iterator, NoReturn, Sequence
+from typing import Callable, Iterator, NoReturn, Sequence
 
 import numpy as np
 import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-from intsmooth_ref.dataset import DEFAULT_SPLIT, IMAGE_SUFFIXES, MAX_BYTES, Dataset, save_dataset
-from intsmooth_ref.errors import DatasetError, IntsmoothError
+from intsmooth_ref.data_tools.converter import (
+    MAX_PIXEL_BYTES, add_output, argument_parser, checksum_line, expect, printable, run, say, show_progress,
+)  # fmt: skip
+from intsmooth_ref.dataset import DEFAULT_SPLIT, IMAGE_SUFFIXES, Dataset
+from intsmooth_ref.errors import DatasetError
 from intsmooth_ref.strict_hdf5 import NAME, NAME_RULE
 
 #: The only decoders that are let near a file, whatever its suffix says.
@@ -42,25 +46,31 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
 WHITE = (255, 255, 255, 255)
 MAX_SIDE = 1 << 14
-#: What the pixels may take of the largest dataset file; the rest is room for labels and names.
-MAX_PIXEL_BYTES = MAX_BYTES - (1 << 26)
 
 
 @dataclass(frozen=True)
 class Source:
-    """An image file: where it lies, its path relative to the folder, its class or -1."""
+    """An image file: its path relative to the folder or archive, what reads it, its class or -1, its split."""
 
-    path: Path
     relative: str
+    read: Callable[[], bytes]
     label: int
+    split: str
 
 
 @dataclass(frozen=True)
 class Form:
-    """The form that all images get; without a `size` (height, width) they must have one already."""
+    """The form that all images get.
+
+    Attributes:
+        size: (height, width); without it, that of the first image.
+        gray: one channel instead of three.
+        resize: images of another size are resized; if not, they are refused.
+    """
 
     size: tuple[int, int] | None
-    gray: bool
+    gray: bool = False
+    resize: bool = True
 
 
 class UnreadableImage(Exception):
@@ -76,31 +86,33 @@ def class_folders(folder: Path) -> list[Path]:
     return sorted(visible, key=os.fsencode)
 
 
-def source_files(folder: Path, flat: bool) -> tuple[list[Source], tuple[str, ...]]:
+def source_files(folder: Path, flat: bool, split: str) -> tuple[list[Source], tuple[str, ...]]:
     """The image files in order, and the names of the classes.
 
     Raises:
-        DatasetError: if the folder is missing or holds no image where one is expected.
+        DatasetError: if the folder is missing.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: found no such folder; expected a folder of images")
     classes = [] if flat else class_folders(folder)
     if flat:
-        sources = [Source(path, path.name, -1) for path in folder.iterdir() if is_image(path)]
+        sources = [Source(path.name, path.read_bytes, -1, split) for path in folder.iterdir() if is_image(path)]
     else:
         sources = [
-            Source(path, path.relative_to(folder).as_posix(), label)
+            Source(path.relative_to(folder).as_posix(), path.read_bytes, label, split)
             for label, each in enumerate(classes)
             for path in images_below(each)
         ]
-    if not sources:
-        where = "in the folder itself" if flat else "in a sub-folder a class (images without classes: --flat)"
-        raise DatasetError(f"{folder}: found no image; expected {', '.join(IMAGE_SUFFIXES)} files {where}")
     return sorted(sources, key=lambda source: os.fsencode(source.relative)), tuple(each.name for each in classes)
 
 
 def is_image(path: Path) -> bool:
-    return not path.name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    return names_image(path.name) and path.is_file()
+
+
+def names_image(name: str) -> bool:
+    """Whether a file of this name, without its folders, is taken for an image."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def images_below(folder: Path) -> Iterator[Path]:
@@ -140,7 +152,7 @@ def decoded(content: bytes, form: Form) -> np.ndarray:
 def pixels(image: Image.Image, form: Form) -> np.ndarray:
     """Steps 2 to 5 of the module's description."""
     converted = opaque(eight_bits(image)).convert("L" if form.gray else "RGB")
-    if form.size is not None:
+    if form.size is not None and form.resize:
         height, width = form.size
         converted = converted.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(converted).reshape(converted.height, converted.width, -1)
@@ -168,45 +180,72 @@ def opaque(image: Image.Image) -> Image.Image:
 # --- conversion -------------------------------------------------------------------------------------------------------
 
 
-def convert(folder: Path, form: Form, split: str, flat: bool) -> Dataset:
-    """Read a folder; files that are left out are named on standard error.
+def convert(sources: Sequence[Source], form: Form, class_names: Sequence[str], origin: str) -> list[Dataset]:
+    """Decode images; files that are left out are named on standard error.
+
+    Args:
+        sources: those of one split stand together.
+        origin: the first words of the provenance: what was converted, and how it was divided into splits.
+
+    Returns:
+        One dataset a split, in the order of the sources.
 
     Raises:
-        DatasetError: if there is no folder, no image, or images of several sizes.
+        DatasetError: if the images have several sizes, are too many, or none of a split can be read.
     """
-    sources, class_names = source_files(folder, flat)
-    images: list[np.ndarray] = []
+    images, kept, checksum_lines = decode_all(sources, form)
+    names = tuple(map(printable, class_names))
+    datasets = []
+    for split, files in groupby(sources, key=lambda source: source.split):
+        found = len(list(files))
+        chosen = [index for index, source in enumerate(kept) if source.split == split]
+        if not chosen:
+            raise DatasetError(f"split {split!r}: found {found} files and no readable image; expected one at least")
+        part = slice(chosen[0], chosen[-1] + 1)
+        labels = np.array([source.label for source in kept[part]], dtype=np.int64)
+        checksums = hashlib.sha256(b"".join(checksum_lines[part])).hexdigest()
+        counts = f"{len(chosen)} files, {found - len(chosen)} left out"
+        provenance = f"{origin}; {counts}; {described(form, checksums)}"
+        datasets.append(Dataset(images[part], labels, names, provenance, split))
+    return datasets
+
+
+def decode_all(sources: Sequence[Source], form: Form) -> tuple[np.ndarray, list[Source], list[bytes]]:
+    """The images that can be read, uint8 `(N, H, W, C)`; their sources; what `sha256sum` prints for their files.
+
+    Raises:
+        DatasetError: as `convert` says.
+    """
+    images = np.empty((0, 0, 0, 0), np.uint8)
     kept: list[Source] = []
-    checksums = hashlib.sha256()
+    checksum_lines: list[bytes] = []
     for index, source in enumerate(sources):
         show_progress(f"{index}/{len(sources)} images")
         try:
-            content = read(source.path)
+            content = read(source)
             image = decoded(content, form)
         except UnreadableImage as problem:
             say(f"left out: {printable(source.relative)}: {problem}")
             continue
-        if not images:
+        size = image.shape[:2]
+        expected = form.size or (images.shape[1:3] if kept else size)
+        if size != expected:
+            refuse_size(source, size, expected, None if form.size else kept[0])
+        if not kept:
             check_total(len(sources), image)
-        elif image.shape != images[0].shape:
-            refuse_size(source, image, kept[0], images[0])
-        images.append(image)
+            images = np.empty((len(sources), *image.shape), np.uint8)
+        images[len(kept)] = image
         kept.append(source)
-        checksums.update(f"{hashlib.sha256(content).hexdigest()}  ".encode() + os.fsencode(source.relative) + b"\n")
+        checksum_lines.append(checksum_line(source.relative, content))
     show_progress("")
-    left_out = len(sources) - len(kept)
-    if left_out:
-        say(f"left out: {left_out} of {len(sources)} files")
-    if not images:
-        raise DatasetError(f"{folder}: found {len(sources)} files and no readable image; expected one at least")
-    labels = np.array([source.label for source in kept], dtype=np.int64)
-    provenance = described(folder, form, len(kept), left_out, checksums.hexdigest())
-    return Dataset(np.stack(images), labels, tuple(map(printable, class_names)), provenance, split)
+    if len(kept) < len(sources):
+        say(f"left out: {len(sources) - len(kept)} of {len(sources)} files")
+    return images, kept, checksum_lines
 
 
-def read(path: Path) -> bytes:
+def read(source: Source) -> bytes:
     try:
-        return path.read_bytes()
+        return source.read()
     except OSError as problem:
         raise UnreadableImage(problem.strerror or str(problem)) from None
 
@@ -214,25 +253,25 @@ def read(path: Path) -> bytes:
 def check_total(count: int, image: np.ndarray) -> None:
     """Refuse early what no dataset file can hold."""
     if count * image.nbytes > MAX_PIXEL_BYTES:
-        show_progress("")
         found = f"{count} images of {image.nbytes} bytes"
         raise DatasetError(f"found {found}; expected {MAX_PIXEL_BYTES} bytes in all at most: a smaller --size")
 
 
-def refuse_size(source: Source, image: np.ndarray, first_source: Source, first: np.ndarray) -> NoReturn:
-    found = f"{image.shape[0]}x{image.shape[1]} pixels (height x width)"
-    expected = f"{first.shape[0]}x{first.shape[1]} like {printable(first_source.relative)}"
-    show_progress("")
-    raise DatasetError(f"{printable(source.relative)}: found {found}; expected {expected}, or the option --size HxW")
+def refuse_size(source: Source, size: tuple[int, ...], expected: tuple[int, ...], like: Source | None) -> NoReturn:
+    """Sizes are (height, width); `like` is the image that set the one expected, if the caller did not."""
+    found = "found {}x{} pixels (height x width); expected {}x{}".format(*size, *expected)
+    remedy = f" like {printable(like.relative)}, or the option --size HxW" if like else ""
+    raise DatasetError(f"{printable(source.relative)}: {found}{remedy}")
 
 
-def described(folder: Path, form: Form, count: int, left_out: int, checksums: str) -> str:
-    """The provenance. Its hash is that of what `sha256sum` prints for the files, in order, from within the folder."""
-    size = "as they are" if form.size is None else "resized to {}x{} by LANCZOS".format(*form.size)
-    channels = "grey" if form.gray else "RGB"
+def described(form: Form, checksums: str) -> str:
+    """The form of the images, and the hash of what `sha256sum` prints for the files, in order."""
+    size = "as they are"
+    if form.size is not None and form.resize:
+        size = "resized to {}x{} by LANCZOS".format(*form.size)
     return (
-        f"image_folder: {count} files of folder {printable(folder.resolve().name)!r}, {left_out} left out; {channels}, "
-        f"{size}; decoded by {decoder()}; SHA-256 over the lines of sha256sum of the files {checksums}"
+        f"{'grey' if form.gray else 'RGB'}, {size}; decoded by {decoder()}; "
+        f"SHA-256 over the lines of sha256sum of the files {checksums}"
     )
 
 
@@ -243,24 +282,7 @@ def decoder() -> str:
     return f"Pillow {PIL.__version__}, {jpeg} {version}"
 
 
-def printable(name: str) -> str:
-    """A file's name as text, with `\\x..` for bytes that are no UTF-8 and for characters that cannot be printed."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-
-
 # --- the program ------------------------------------------------------------------------------------------------------
-
-
-def say(line: str) -> None:
-    show_progress("")
-    print(line, file=sys.stderr)
-
-
-def show_progress(line: str) -> None:
-    """Rewrite the line of progress, on a terminal only."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -276,56 +298,26 @@ def split_name(text: str) -> str:
     return text
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m intsmooth_ref.data_tools.image_folder",
-        description=f"{summary.partition(':')[0]}.\n\n{details}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; returns the exit status."""
+    parser = argument_parser("image_folder", __doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a sub-folder a class, with images at any depth")
-    parser.add_argument("output", type=Path, metavar="OUT.h5", help="the dataset file to write")
+    add_output(parser)
     parser.add_argument("--size", type=image_size, metavar="HxW", help="resize to this height and width")
     parser.add_argument("--gray", action="store_true", help="one channel of grey instead of RGB")
     parser.add_argument("--split", type=split_name, default=DEFAULT_SPLIT, help=f"its name (default: {DEFAULT_SPLIT})")
     parser.add_argument("--flat", action="store_true", help="images lie in FOLDER itself and have no labels")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT.h5 if it exists")
-    return parser
+    options = parser.parse_args(arguments)
 
+    def dataset() -> list[Dataset]:
+        folder: Path = options.folder
+        sources, class_names = source_files(folder, options.flat, options.split)
+        where = "in the folder itself" if options.flat else "in a sub-folder a class (images without classes: --flat)"
+        expect(len(sources) > 0, folder, "no image", f"{', '.join(IMAGE_SUFFIXES)} files {where}")
+        origin = f"image_folder: folder {printable(folder.resolve().name)!r}"
+        return convert(sources, Form(options.size, options.gray), class_names, origin)
 
-def run(options: argparse.Namespace) -> None:
-    """Convert, write, say what was written."""
-    output: Path = options.output
-    if output.exists() and not options.overwrite:
-        raise DatasetError(f"{output}: found a file already; expected none, or the option --overwrite")
-    if not output.parent.is_dir():
-        raise DatasetError(f"{output.parent}: found no such folder; expected one for the dataset file")
-    dataset = convert(options.folder, Form(options.size, options.gray), options.split, options.flat)
-    save_dataset(output, [dataset])
-    count, height, width, channels = dataset.images.shape
-    classes = f"{len(dataset.class_names)} classes" if dataset.class_names else "no labels"
-    print(f"{output}: {count} images, {height}x{width}x{channels}, {classes}, split {dataset.split!r}")
-    print(f"SHA-256 of the pixels {dataset.sha256}")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; returns the exit status."""
-    options = argument_parser().parse_args(arguments)
-    try:
-        run(options)
-    except IntsmoothError as problem:
-        say(f"error: {problem}")
-        return 1
-    except OSError as problem:
-        say(f"error: {problem.filename or options.folder}: {problem.strerror or problem}")
-        return 1
-    except MemoryError:
-        say("error: out of memory; a smaller --size needs less")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    return 0
+    return run(options, dataset)
 
 
 if __name__ == "__main__":

@@ -258,7 +258,7 @@ def test_a_decompression_bomb_is_named_and_left_out(
 def test_a_folder_of_bad_files_only_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "1.png").write_bytes(b"")
     line = refused(capsys, folder, folder.parent / "out.h5", "--flat")
-    assert line == f"error: {folder}: found 1 files and no readable image; expected one at least"
+    assert line == "error: split 'test': found 1 files and no readable image; expected one at least"
 
 
 # --- what the file and the program say
