@@ -369,6 +369,7 @@ def broken_beyond_the_schema(certificate: Any) -> str | None:
     return None
 
 
+@pytest.mark.slow
 @every_document
 def test_reader_and_schema_agree_on_every_replaced_value_and_the_error_names_its_place(
     document: CertificateDocument,
