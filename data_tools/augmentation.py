@@ -1,0 +1,96 @@
+"""Noisy training images, integers to the end: shifted and mirrored, then under noise of the package's own sampler.
+
+An epoch takes the images in an order of its own. What happens to the image at a position of that order has addresses,
+so that neither batches, nor threads, nor an interruption can change a bit:
+
+    (1)   order, shifts and mirrors of epoch e:  NumPy's default generator, seeded with (seed, ORDER, e)
+    (2)   noise of copy c at position p:         `noise.sampler`, stage TRAINING, image index e * copies + c, sample p
+
+Noise comes last, for it must fall on the pixels as it does when certifying: on the padding, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from intsmooth_ref.compilation import jit_disabled, numba_available
+from intsmooth_ref.noise import sampler
+from intsmooth_ref.noise.sampler import NoiseTable
+
+#: Stages of the sampler: numbers that certification leaves free.
+TRAINING, HELD_OUT = 16, 17
+
+#: What NumPy's generators are seeded for, after the seed itself.
+ORDER, SPLIT = 0, 1
+
+#: Images are shifted by up to so many pixels each way; black moves in.
+PADDING = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Epoch:
+    """The order of an epoch, and what becomes of the image at each position.
+
+    Attributes:
+        order: int64 `(N,)`, indices of images.
+        shifts: int64 `(N, 2)`, rows and columns of black, 0 .. 2 * PADDING, that are cut away above and on the left.
+        mirrored: bool `(N,)`.
+    """
+
+    number: int
+    order: np.ndarray
+    shifts: np.ndarray
+    mirrored: np.ndarray
+
+
+def epoch(number: int, images: int, seed: int) -> Epoch:
+    """Equation (1)."""
+    generator = np.random.default_rng((seed, ORDER, number))
+    order = generator.permutation(images)
+    return Epoch(number, order, generator.integers(0, 2 * PADDING + 1, (images, 2)), generator.random(images) < 0.5)
+
+
+def split_off(images: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images to train on and of those held out, drawn at random, each in ascending order."""
+    order = np.random.default_rng((seed, SPLIT)).permutation(images)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def augmented(images: np.ndarray, plan: Epoch, first: int, count: int) -> np.ndarray:
+    """The images at positions `first` .. `first + count - 1` of the order, shifted and mirrored: uint8."""
+    positions = slice(first, first + count)
+    chosen = images[plan.order[positions]]
+    height, width = chosen.shape[1:3]
+    padded = np.pad(chosen, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+    shifts, mirrored = plan.shifts[positions], plan.mirrored[positions, np.newaxis]
+    across = np.where(mirrored, np.arange(width)[::-1], np.arange(width))
+    rows, columns = shifts[:, :1] + np.arange(height), shifts[:, 1:] + across
+    return padded[np.arange(len(chosen))[:, np.newaxis, np.newaxis], rows[:, :, np.newaxis], columns[:, np.newaxis, :]]
+
+
+def noisy_copies(
+    images: np.ndarray, table: NoiseTable, seed: int, stage: int, first_draw: int, copies: int, first: int
+) -> np.ndarray:
+    """Copies of images `(N, H, W, C)`, each under noise of its own: int32 `(copies, N, H, W, C)`.
+
+    Args:
+        first_draw: the sampler's image index of the first copy; equation (2) for training.
+        first: the position of the first image.
+    """
+    count, size = len(images), images[0].size
+    draws = range(first_draw, first_draw + copies)
+    noise = np.stack([_noise(table, seed, draw, stage, first, count, size) for draw in draws])
+    noise = noise.reshape(copies, *images.shape)
+    noise += images
+    return noise
+
+
+def _noise(table: NoiseTable, seed: int, draw: int, stage: int, first: int, count: int, size: int) -> np.ndarray:
+    """As `sampler.sample`, compiled where that is possible: noise upon black, int32 `(count, size)`."""
+    if not numba_available() or jit_disabled():
+        return sampler.sample(table, seed, draw, stage, first, count, size)
+    from intsmooth_ref.noise import kernels
+
+    return kernels.add_noise(table, np.zeros(size, np.uint8), seed, draw, stage, first, count)

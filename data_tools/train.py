@@ -1,0 +1,609 @@
+"""Networks trained under discrete Gaussian noise: `python -m intsmooth_ref.data_tools.train DATA --out FOLDER`.
+
+DATA is a dataset file with a split "train", of which a part is held out. The networks are those of `resnet`. After each
+epoch FOLDER gets two files, each of which is whole at any time:
+
+    checkpoint.pt   weights, their moving average, momentum, the settings and the log; `--resume` goes on from it
+    log.jsonl       a line an epoch: loss, accuracy under noise on training and on held-out images, seconds
+
+The loss of an image with `copies` noisy copies, p_c the class probabilities of each and p their mean, is
+
+    (1)   mean_c CE(p_c, label) + consistency * mean_c KL(p || p_c) + entropy * H(p)
+
+(Jeong and Shin 2020, equation 8; consistency 0 is plain augmentation, Cohen, Rosenfeld, Kolter 2019). The learning rate
+rises for a tenth of the steps, then falls along a cosine (Smith and Topin 2018). What is kept for use is the moving
+average of the weights.
+
+A batch is cut into shards. Each shard has a thread of its own, which no other thread helps or waits for, batch norm
+statistics of its own, and its gradient; the batch's gradient is the mean of theirs, summed in order. So the number of
+shards, unlike the number of processors, is part of the result; on a processor that others use too it is also several
+times as fast as threads that share each operation. The same settings, versions and type of processor give the same
+weights, interrupted or not; a GPU promises as much only if its libraries do.
+
+Needs PyTorch, the extra `train`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import os
+import pickle
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from fractions import Fraction
+from functools import partial
+from math import cos, isfinite, pi
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Sequence
+
+import numpy as np
+
+from intsmooth_ref.cli.arguments import integer_from, rational
+from intsmooth_ref.cli.interruption import Interruption
+from intsmooth_ref.cli.progress import Progress
+from intsmooth_ref.data_tools.augmentation import HELD_OUT, TRAINING, Epoch, augmented, epoch, noisy_copies, split_off
+from intsmooth_ref.data_tools.resnet import DEPTHS, logits, residual_network
+from intsmooth_ref.dataset import Dataset, load_dataset
+from intsmooth_ref.errors import DatasetError, IntsmoothError, ParameterError
+from intsmooth_ref.noise.distributions import discrete_gaussian
+from intsmooth_ref.noise.sampler import NoiseTable, noise_table
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = "intsmooth-ref training 1"
+CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+
+FULL_SCALE = 255
+#: PyTorch's generator takes no more.
+SEEDS = 1 << 63
+MOMENTUM = 0.9
+#: Of the steps, while the learning rate rises.
+WARM_UP = 0.1
+#: Noisy copies over which the accuracy on a held-out image is the mean, and images in a batch of theirs.
+HELD_OUT_COPIES, HELD_OUT_BATCH = 4, 125
+
+#: What reading a damaged checkpoint raises.
+CHECKPOINT_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides the weights, beside PyTorch's version and the processor; `--resume` asks for the same.
+
+    Attributes:
+        depth: of the network.
+        sigma: grey levels, an exact rational as text.
+        images: SHA-256 of the training images.
+        labels: SHA-256 of their labels.
+        initial: SHA-256 of the checkpoint whose weights are the first, or "".
+        held_out: images that are not trained on.
+        shards: parts of a batch that are computed side by side.
+        bfloat16: whether convolutions are computed in that type; weights are kept in float32.
+
+    The others: equation (1), the optimizer's, and the seed of all that is random.
+    """
+
+    depth: int
+    sigma: str
+    images: str
+    labels: str
+    initial: str
+    epochs: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    copies: int
+    consistency: float
+    entropy: float
+    label_smoothing: float
+    average: float
+    held_out: int
+    shards: int
+    bfloat16: bool
+    seed: int
+
+
+@dataclass
+class State:
+    """What changes while training.
+
+    Attributes:
+        layers: the network.
+        average: the moving average of its weights and of its batch norm's statistics.
+        optimizer: holds the momentum.
+        records: of the epochs done, as in the log.
+    """
+
+    layers: torch.nn.ModuleDict
+    average: torch.nn.ModuleDict
+    optimizer: torch.optim.SGD
+    records: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images uint8 `(N, H, W, C)`, labels int64 `(N,)`, which of them are trained on and which held out; the noise."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    trained_on: np.ndarray
+    held_out: np.ndarray
+    table: NoiseTable
+
+
+# --- loss and schedule ------------------------------------------------------------------------------------------------
+
+
+def consistent_loss(scores: torch.Tensor, labels: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """Equation (1), the mean over images: scores `(copies, N, CLASSES)`, labels `(N,)`."""
+    from torch.nn.functional import cross_entropy, log_softmax
+
+    copies = len(scores)
+    loss = cross_entropy(scores.flatten(0, 1), labels.repeat(copies), label_smoothing=settings.label_smoothing)
+    if copies == 1 or settings.consistency == settings.entropy == 0:
+        return loss
+    log_probabilities = log_softmax(scores, dim=2)
+    mean = log_probabilities.exp().mean(dim=0)
+    log_mean = mean.clamp_min(1e-20).log()
+    divergence = (mean * (log_mean - log_probabilities)).sum(dim=2).mean()
+    entropy = -(mean * log_mean).sum(dim=1).mean()
+    return loss + settings.consistency * divergence + settings.entropy * entropy
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Of a step, counted from 0: linear up to `peak`, then a cosine down to nearly 0."""
+    rise = max(round(WARM_UP * steps), 1)
+    if step < rise:
+        return peak * (step + 1) / rise
+    return peak * (1 + cos(pi * (step - rise + 1) / (steps - rise + 1))) / 2
+
+
+# --- one epoch --------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Trains and judges a network, epoch by epoch: the threads, one a shard, and what they need.
+
+    Raises:
+        ParameterError: if there are too few images for one batch.
+    """
+
+    def __init__(self, settings: Settings, source: Source, state: State, device: str) -> None:
+        import torch
+
+        self.settings, self.source, self.state, self.device = settings, source, state, torch.device(device)
+        self.steps_per_epoch = len(source.trained_on) // settings.batch
+        if self.steps_per_epoch == 0:
+            found = f"{len(source.trained_on)} images to train on"
+            raise ParameterError(f"found {found}; expected one batch of {settings.batch} at least")
+        self._parameters = list(state.layers.parameters())
+        # one thread a shard, and one that prepares the next batch
+        one_thread = partial(torch.set_num_threads, 1)
+        self._pool = ThreadPoolExecutor(settings.shards + 1, initializer=one_thread)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def epoch(self, progress: Callable[[int], None], check: Callable[[], None]) -> None:
+        """Train for one epoch, judge, and add to the state's records.
+
+        Args:
+            progress: told the number of images that are done, batch by batch.
+            check: called between batches; may raise.
+
+        Raises:
+            ParameterError: if the loss is no number any more.
+        """
+        settings, began = self.settings, time.monotonic()
+        number = len(self.state.records)
+        plan = epoch(number, len(self.source.trained_on), settings.seed)
+        loss, right, steps = 0.0, 0, self.steps_per_epoch
+        shards = self._shards()
+        upcoming = self._pool.submit(self._batch, plan, 0)
+        for step in range(steps):
+            check()
+            images, labels = upcoming.result()
+            if step + 1 < steps:
+                upcoming = self._pool.submit(self._batch, plan, step + 1)
+            step_loss, step_right = self._step(shards, images, labels, number * steps + step)
+            loss, right = loss + step_loss, right + step_right
+            progress(settings.batch)
+            if not isfinite(loss):
+                found = f"a loss of {step_loss} in step {step + 1} of epoch {number + 1}"
+                raise ParameterError(f"found {found}; expected a number: a lower --learning-rate may help")
+        record = {
+            "epoch": number + 1,
+            "loss": loss / steps,
+            "noisy_accuracy": right / (steps * settings.batch * settings.copies),
+            **self._judged(),
+            "learning_rate": learning_rate((number + 1) * steps - 1, settings.epochs * steps, settings.learning_rate),
+            "seconds": round(time.monotonic() - began, 1),
+        }
+        self.state.records.append({key: _short(value) for key, value in record.items()})
+
+    def _shards(self) -> list[torch.nn.ModuleDict]:
+        """The network, and copies that share its weights and have batch norm statistics of their own."""
+        layers = self.state.layers.train()
+        shared = {id(parameter): parameter for parameter in self._parameters}
+        return [layers] + [copy.deepcopy(layers, dict(shared)) for _ in range(self.settings.shards - 1)]
+
+    def _batch(self, plan: Epoch, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Noisy images `(copies, BATCH, H, W, C)`, int32, and their labels."""
+        settings, source, first = self.settings, self.source, step * self.settings.batch
+        trained_on = Epoch(plan.number, source.trained_on[plan.order], plan.shifts, plan.mirrored)
+        images = augmented(source.images, trained_on, first, settings.batch)
+        draw = plan.number * settings.copies
+        noisy = noisy_copies(images, source.table, settings.seed, TRAINING, draw, settings.copies, first)
+        return noisy, source.labels[trained_on.order[first : first + settings.batch]]
+
+    def _step(
+        self, shards: Sequence[torch.nn.ModuleDict], images: np.ndarray, labels: np.ndarray, step: int
+    ) -> tuple[float, int]:
+        """One step of the optimizer; the loss, and the number of copies classified right."""
+        import torch
+
+        settings, state = self.settings, self.state
+        cuts = np.linspace(0, len(labels), settings.shards + 1).astype(int)
+        parts = [(images[:, begin:end], labels[begin:end]) for begin, end in zip(cuts, cuts[1:])]
+        results = list(self._pool.map(self._gradient, shards, parts))
+        steps = settings.epochs * self.steps_per_epoch
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, settings.learning_rate)
+        for index, parameter in enumerate(self._parameters):
+            parameter.grad = torch.stack([gradients[index] for gradients, _, _ in results]).sum(dim=0)
+        state.optimizer.step()
+        share_statistics(shards)
+        # the first weights, which are random, are forgotten sooner
+        update_average(state.average, state.layers, min(settings.average, (1 + step) / (10 + step)))
+        return sum(loss for _, loss, _ in results), sum(right for _, _, right in results)
+
+    def _gradient(
+        self, layers: torch.nn.ModuleDict, part: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[tuple[torch.Tensor, ...], float, int]:
+        """Of a shard, in its part of the batch's mean: the gradient and the loss; and the copies classified right."""
+        import torch
+
+        images, labels = part
+        targets = torch.from_numpy(labels).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16):
+            scores = logits(layers, self.settings.depth, as_tensor(images.reshape(-1, *images.shape[2:]), self.device))
+        scores = scores.float().unflatten(0, images.shape[:2])
+        loss = consistent_loss(scores, targets, self.settings) * (len(labels) / self.settings.batch)
+        gradients = torch.autograd.grad(loss, self._parameters)
+        return gradients, loss.item(), int((scores.argmax(dim=2) == targets).sum())
+
+    def _judged(self) -> dict[str, float]:
+        """Accuracy of the average of the weights on the held-out images, under noise and without, in float32."""
+        count = len(self.source.held_out)
+        if count == 0:
+            return {}
+        firsts = range(0, count, HELD_OUT_BATCH)
+        right = np.sum(list(self._pool.map(self._right_of_held_out, firsts)), axis=0)
+        return {
+            "held_out_noisy_accuracy": int(right[0]) / (count * HELD_OUT_COPIES),
+            "held_out_clean_accuracy": int(right[1]) / count,
+        }
+
+    def _right_of_held_out(self, first: int) -> tuple[int, int]:
+        """Noisy copies, and images, that are classified right."""
+        import torch
+
+        source, settings = self.source, self.settings
+        chosen = source.held_out[first : first + HELD_OUT_BATCH]
+        images, labels = source.images[chosen], source.labels[chosen]
+        noisy = noisy_copies(images, source.table, settings.seed, HELD_OUT, 0, HELD_OUT_COPIES, first)
+        with torch.no_grad():
+            classes = [
+                logits(self.state.average, settings.depth, as_tensor(each, self.device)).argmax(dim=1).cpu().numpy()
+                for each in (*noisy, images)
+            ]
+        return int((np.stack(classes[:-1]) == labels).sum()), int((classes[-1] == labels).sum())
+
+
+def share_statistics(shards: Sequence[torch.nn.ModuleDict]) -> None:
+    """Give all shards the mean of their batch norm statistics."""
+    import torch
+
+    for statistics in zip(*(shard.buffers() for shard in shards)):
+        if statistics[0].is_floating_point():  # not the count of batches, in which they agree
+            mean = torch.stack(statistics).mean(dim=0)
+            for each in statistics:
+                each.copy_(mean)
+
+
+def update_average(average: torch.nn.ModuleDict, layers: torch.nn.ModuleDict, kept: float) -> None:
+    """`average = kept * average + (1 - kept) * layers`, weights and statistics."""
+    import torch
+
+    with torch.no_grad():
+        for averaged, tensor in zip(average.state_dict().values(), layers.state_dict().values()):
+            if averaged.is_floating_point():
+                averaged.lerp_(tensor, 1 - kept)
+
+
+def as_tensor(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Grey levels `(N, H, W, C)` to fractions of full scale `(N, C, H, W)`, float32, channels last in memory."""
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    return tensor.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last) / FULL_SCALE
+
+
+def _short(value: Any) -> Any:
+    """As many digits as mean something."""
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+# --- beginning and checkpoints ----------------------------------------------------------------------------------------
+
+
+def fresh_state(settings: Settings, channels: int, classes: int, device: str) -> State:
+    """A network as its seed makes it."""
+    import torch
+
+    torch.manual_seed(settings.seed)
+    layers = residual_network(settings.depth, channels, classes).to(device)
+    for parameter in layers.parameters():
+        if parameter.ndim == 4:  # of a convolution: channels last are fastest
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    average = copy.deepcopy(layers).requires_grad_(False).eval()
+    matrices = [parameter for parameter in layers.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in layers.parameters() if parameter.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, settings.learning_rate, MOMENTUM, nesterov=True)
+    return State(layers, average, optimizer, [])
+
+
+def save_checkpoint(folder: Path, settings: Settings, state: State) -> None:
+    """Write the checkpoint, then the log, each at once: a reader never sees half a file."""
+    import torch
+
+    content = {
+        "format": FORMAT,
+        "settings": asdict(settings),
+        "layers": state.layers.state_dict(),
+        "average": state.average.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "records": state.records,
+    }
+    lines = "".join(json.dumps(record) + "\n" for record in state.records)
+    _replace(folder / CHECKPOINT, lambda path: torch.save(content, path))
+    _replace(folder / LOG, lambda path: path.write_text(lines, encoding="ascii"))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    scratch = path.with_name(path.name + ".part")
+    write(scratch)
+    with scratch.open("rb") as file:
+        os.fsync(file.fileno())
+    scratch.replace(path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, which may be anybody's: nothing but tensors and plain values is unpickled.
+
+    Raises:
+        ParameterError: if the file is no checkpoint.
+    """
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r}")
+    except CHECKPOINT_ERRORS as problem:
+        reason = " ".join(str(problem).split())[:100]
+        raise ParameterError(f"{path}: found no checkpoint ({reason}); expected {FORMAT!r}") from None
+    return dict(content)
+
+
+def restore(path: Path, settings: Settings, state: State) -> None:
+    """Set the state to that of a checkpoint.
+
+    Raises:
+        ParameterError: if the checkpoint is damaged, or was written under other settings.
+    """
+    content = read_checkpoint(path)
+    for name, value in asdict(settings).items():
+        found = content["settings"].get(name)
+        if found != value:
+            raise ParameterError(f"{path}: found {name} {found!r}; expected {value!r}, for a run that goes on")
+    try:
+        state.layers.load_state_dict(content["layers"])
+        state.average.load_state_dict(content["average"])
+        state.optimizer.load_state_dict(content["optimizer"])
+        state.records[:] = content["records"]
+    except CHECKPOINT_ERRORS:
+        raise ParameterError(f"{path}: found weights of another network; expected depth {settings.depth}") from None
+
+
+def begin_with(path: Path, state: State) -> None:
+    """Take the averaged weights of another run's checkpoint.
+
+    Raises:
+        ParameterError: if there are none that fit.
+    """
+    average = read_checkpoint(path).get("average", {})
+    try:
+        state.layers.load_state_dict(average)
+        state.average.load_state_dict(average)
+    except CHECKPOINT_ERRORS:
+        raise ParameterError(f"{path}: found weights of another network; expected the same depth and classes") from None
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+def say(line: str) -> None:
+    """Progress, apart from the results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def settings_of(options: argparse.Namespace, dataset: Dataset) -> Settings:
+    """Raises ParameterError where options contradict each other, or the images."""
+    chosen = {name: getattr(options, name) for name in Settings.__dataclass_fields__ if hasattr(options, name)}
+    chosen["sigma"] = str(options.sigma * FULL_SCALE)
+    chosen["initial"] = hashlib.sha256(options.init.read_bytes()).hexdigest() if options.init else ""
+    if options.seed >= SEEDS:
+        raise ParameterError(f"--seed {options.seed}: expected 0 to {SEEDS - 1}")
+    if options.batch < options.shards:
+        raise ParameterError(f"batch {options.batch}: expected an image a shard at least, and {options.shards} shards")
+    if options.held_out >= len(dataset.images):
+        raise ParameterError(f"--held-out {options.held_out}: expected fewer than the {len(dataset.images)} images")
+    return Settings(images=dataset.sha256, labels=dataset.labels_sha256, **chosen)
+
+
+def load_training_images(path: Path) -> Dataset:
+    """The split "train".
+
+    Raises:
+        DatasetError: if it cannot be read, or an image has no label.
+    """
+    dataset = load_dataset(path, "train")
+    if (dataset.labels < 0).any():
+        raise DatasetError(f"{path}: found images without a label; expected a class for each")
+    return dataset
+
+
+def usable_device(name: str | None) -> str:
+    """The device of this name, or the best there is.
+
+    Raises:
+        ParameterError: if PyTorch has none of this name here.
+    """
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as problem:
+        reason = " ".join(str(problem).split())[:100]
+        raise ParameterError(f"--device {name}: found none that works ({reason}); expected cpu or cuda") from None
+    return name
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train, from the beginning or from a checkpoint, to the last epoch."""
+    import torch
+
+    torch.set_num_threads(1)  # the shards' threads do the work
+    device = usable_device(options.device)
+    dataset = load_training_images(options.data)
+    settings = settings_of(options, dataset)
+    checkpoint = options.out / CHECKPOINT
+    if checkpoint.exists() and not options.resume:
+        raise ParameterError(f"{checkpoint}: found a checkpoint already; expected none, or the option --resume")
+    options.out.mkdir(parents=True, exist_ok=True)
+    classes = len(dataset.class_names) or int(dataset.labels.max()) + 1
+    state = fresh_state(settings, dataset.images.shape[3], classes, device)
+    if checkpoint.exists():
+        restore(checkpoint, settings, state)
+    elif options.init:
+        begin_with(options.init, state)
+    source = Source(
+        dataset.images, dataset.labels, *split_off(len(dataset.images), settings.held_out, settings.seed),
+        noise_table(discrete_gaussian(Fraction(settings.sigma))),
+    )  # fmt: skip
+    with closing(Trainer(settings, source, state, device)) as trainer, Interruption() as interruption:
+        left = settings.epochs - len(state.records)
+        progress = Progress(left, trainer.steps_per_epoch * settings.batch, "epochs")
+        try:
+            while len(state.records) < settings.epochs:
+                trainer.epoch(progress.samples, interruption.check)
+                save_checkpoint(options.out, settings, state)
+                progress.image()
+                progress.clear()
+                say(described(state.records[-1], settings.epochs, progress.seconds / progress.images_done))
+        finally:
+            progress.clear()
+    print(f"{checkpoint}: {settings.epochs} epochs done")
+
+
+def described(record: dict[str, Any], epochs: int, seconds_per_epoch: float) -> str:
+    """A line of progress."""
+    remaining = timedelta(seconds=round((epochs - record["epoch"]) * seconds_per_epoch))
+    held_out = record.get("held_out_noisy_accuracy")
+    judged = "" if held_out is None else f"  held out {held_out:.2%} (clean {record['held_out_clean_accuracy']:.2%})"
+    return (
+        f"epoch {record['epoch']}/{epochs}  loss {record['loss']:.4f}  under noise: training "
+        f"{record['noisy_accuracy']:.2%}{judged}  {record['seconds']:.0f} s, {remaining} left"
+    )
+
+
+def number_from_zero(limit: float) -> Callable[[str], float]:
+    """A type of argument: numbers from 0 up to and without `limit`."""
+
+    def number(text: str) -> float:
+        if not 0 <= float(text) < limit:
+            raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 up to {limit}")
+        return float(text)
+
+    return number
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    summary, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m intsmooth_ref.data_tools.train",
+        description=f"{summary.partition(':')[0]}.\n\n{details}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    natural, small, any_size = integer_from(1), number_from_zero(1), number_from_zero(float("inf"))
+    add("data", type=Path, metavar="DATA", help='a dataset file with a split "train"')
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where checkpoint and log go")
+    add("--depth", type=int, choices=DEPTHS, default=20, help="of the network (default: 20)")
+    add("--sigma", type=rational, default=Fraction(1, 4), metavar="S",
+        help="noise as a fraction of full scale (default: 0.25)")  # fmt: skip
+    add("--epochs", type=natural, default=100, help="passes over the images (default: 100)")
+    add("--batch", type=natural, default=256, help="images in a batch, whatever their copies (default: 256)")
+    add("--learning-rate", type=any_size, default=0.2, metavar="R", help="its peak (default: 0.2)")
+    add("--weight-decay", type=any_size, default=2e-4, metavar="D", help="of convolutions and scores (default: 2e-4)")
+    add("--copies", type=natural, default=2, metavar="M", help="noisy copies of an image (default: 2)")
+    add("--consistency", type=any_size, default=5.0, metavar="W", help="its weight, if M > 1 (default: 5)")
+    add("--entropy", type=any_size, default=0.5, metavar="W", help="its weight, if M > 1 (default: 0.5)")
+    add("--label-smoothing", type=small, default=0.0, metavar="E", help="(default: 0)")
+    add("--average", type=small, default=0.999, metavar="D",
+        help="of the moving average of the weights, what a step keeps (default: 0.999)")  # fmt: skip
+    add("--held-out", type=integer_from(0), default=1000, metavar="N",
+        help="images of the split that are not trained on but judged (default: 1000)")  # fmt: skip
+    add("--shards", type=natural, default=2, metavar="N",
+        help="parts of a batch, each with a thread: best the number of cores, or 1 on a GPU (default: 2)")  # fmt: skip
+    add("--bfloat16", action="store_true", help="compute convolutions in this type: faster where the processor has it")
+    add("--seed", type=integer_from(0), default=0, help="0 to 2**63-1, of all that is random (default: 0)")
+    add("--init", type=Path, metavar="CHECKPOINT", help="begin with the averaged weights of another run")
+    add("--resume", action="store_true", help="go on from the checkpoint in FOLDER, if there is one")
+    add("--device", help="of PyTorch (default: cuda where there is one, else cpu)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; returns the exit status."""
+    options = argument_parser().parse_args(arguments)
+    try:
+        run(options)
+    except ImportError as problem:
+        say(f"error: {problem}; training needs the extra `train`: pip install 'intsmooth_ref[train]'")
+        return 1
+    except IntsmoothError as problem:
+        say(f"error: {problem}")
+        return 1
+    except OSError as problem:
+        say(f"error: {problem.filename or options.out}: {problem.strerror or problem}")
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted; --resume goes on after the last whole epoch")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,415 @@
+"""Training: the noise is the sampler's, the loss is the published one, and an interruption changes no bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from fractions import Fraction
+from math import exp, log
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from intsmooth_ref.data_tools import augmentation, resnet, train
+from intsmooth_ref.data_tools.augmentation import PADDING, TRAINING, augmented, epoch, noisy_copies, split_off
+from intsmooth_ref.dataset import Dataset, save_dataset
+from intsmooth_ref.errors import ParameterError
+from intsmooth_ref.noise.distributions import discrete_gaussian
+from intsmooth_ref.noise.sampler import noise_table, sample
+
+torch = pytest.importorskip("torch")
+
+IMAGES, SIDE = 40, 8
+TABLE = noise_table(discrete_gaussian(Fraction(255, 8)))
+SETTINGS = train.Settings(
+    depth=8, sigma="255/8", images="", labels="", initial="", epochs=3, batch=8, learning_rate=0.1, weight_decay=1e-3,
+    copies=2, consistency=3.0, entropy=0.5, label_smoothing=0.0, average=0.9, held_out=8, shards=2, bfloat16=False,
+    seed=5,
+)  # fmt: skip
+
+
+def two_kinds_of_images() -> tuple[np.ndarray, np.ndarray]:
+    """Dark images and bright ones, which a network tells apart at once."""
+    labels = np.arange(IMAGES, dtype=np.int64) % 2
+    noise = np.random.default_rng(1).integers(0, 60, (IMAGES, SIDE, SIDE, 3))
+    return (noise + 180 * labels[:, None, None, None]).astype(np.uint8), labels
+
+
+def started(settings: train.Settings) -> train.Trainer:
+    torch.set_num_threads(1)
+    images, labels = two_kinds_of_images()
+    source = train.Source(images, labels, *split_off(IMAGES, settings.held_out, settings.seed), TABLE)
+    return train.Trainer(settings, source, train.fresh_state(settings, 3, 2, "cpu"), "cpu")
+
+
+def run_epochs(trainer: train.Trainer, count: int) -> train.Trainer:
+    for _ in range(count):
+        trainer.epoch(lambda count: None, lambda: None)
+    return trainer
+
+
+def weights(trainer: train.Trainer) -> list[bytes]:
+    """The bits of the network, of its average and of the momentum."""
+    state = trainer.state
+    momenta = [entry["momentum_buffer"] for entry in state.optimizer.state_dict()["state"].values()]
+    tensors = [*state.layers.state_dict().values(), *state.average.state_dict().values(), *momenta]
+    return [tensor.contiguous().numpy().tobytes() for tensor in tensors]
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def test_noise_has_the_addresses_that_the_module_names() -> None:
+    images, _ = two_kinds_of_images()
+    copies, first, draw = 3, 7, 6
+    found = noisy_copies(images[:5], TABLE, 11, TRAINING, draw, copies, first)
+    assert found.shape == (copies, 5, SIDE, SIDE, 3) and found.dtype == np.int32
+    for copy in range(copies):
+        noise = sample(TABLE, 11, draw + copy, TRAINING, first, 5, images[0].size)
+        assert np.array_equal(found[copy], images[:5].astype(np.int32) + noise.reshape(5, SIDE, SIDE, 3))
+
+
+def test_noise_is_the_same_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, _ = two_kinds_of_images()
+    compiled = noisy_copies(images, TABLE, 1, TRAINING, 0, 2, 3)
+    monkeypatch.setattr(augmentation, "numba_available", lambda: False)
+    assert np.array_equal(compiled, noisy_copies(images, TABLE, 1, TRAINING, 0, 2, 3))
+
+
+def test_no_random_word_is_one_of_a_certification() -> None:
+    from intsmooth_ref.noise.sampler import ESTIMATION, PREDICTION, SELECTION
+
+    assert not {augmentation.TRAINING, augmentation.HELD_OUT} & {SELECTION, ESTIMATION, PREDICTION}
+
+
+def test_an_image_is_shifted_mirrored_and_padded_with_black() -> None:
+    images, _ = two_kinds_of_images()
+    plan = epoch(4, IMAGES, seed=2)
+    found = augmented(images, plan, 10, 20)
+    for place, position in enumerate(range(10, 30)):
+        down, right = (int(each) for each in plan.shifts[position])
+        for row in range(SIDE):
+            for column in range(SIDE):
+                y = row + down - PADDING
+                x = (SIDE - 1 - column if plan.mirrored[position] else column) + right - PADDING
+                inside = 0 <= y < SIDE and 0 <= x < SIDE
+                expected = images[plan.order[position], y, x] if inside else np.zeros(3)
+                assert np.array_equal(found[place, row, column], expected)
+
+
+def test_an_epoch_takes_every_image_once_in_an_order_of_its_own() -> None:
+    plans = [epoch(number, 1000, 3) for number in range(2)]
+    for plan in plans:
+        assert np.array_equal(np.sort(plan.order), np.arange(1000))
+        assert plan.shifts.min() == 0 and plan.shifts.max() == 2 * PADDING and set(plan.mirrored) == {False, True}
+    assert not np.array_equal(plans[0].order, plans[1].order)
+
+
+def test_what_is_held_out_is_never_trained_on() -> None:
+    trained_on, held_out = split_off(100, 30, seed=9)
+    assert len(held_out) == 30 and np.array_equal(np.sort(np.concatenate([trained_on, held_out])), np.arange(100))
+    trainer = started(SETTINGS)
+    marked = trainer.source.images.copy()
+    marked[trainer.source.held_out] = 255
+    marked[trainer.source.trained_on] = 0
+    trainer.source = replace(trainer.source, images=marked)
+    plan = epoch(1, len(trainer.source.trained_on), SETTINGS.seed)
+    for step in range(trainer.steps_per_epoch):
+        noisy, labels = trainer._batch(plan, step)
+        order = plan.order[8 * step : 8 * step + 8]
+        assert np.array_equal(labels, trainer.source.labels[trainer.source.trained_on[order]])
+        noise = [sample(TABLE, SETTINGS.seed, 2 + copy, TRAINING, 8 * step, 8, SIDE * SIDE * 3) for copy in range(2)]
+        assert np.array_equal(noisy.reshape(2, 8, -1), noise)  # upon black: nothing held out, which is white
+    trainer.close()
+
+
+# --- loss, schedule, network ------------------------------------------------------------------------------------------
+
+
+def loss_by_definition(scores: np.ndarray, labels: np.ndarray, consistency: float, entropy: float) -> float:
+    """Equation (1), term by term."""
+    total = 0.0
+    for image, label in enumerate(labels):
+        copies = []
+        for row in scores[:, image]:
+            weights = [exp(value) for value in row]
+            copies.append([weight / sum(weights) for weight in weights])
+        mean = [sum(column) / len(copies) for column in zip(*copies)]
+        total -= sum(log(copy[label]) for copy in copies) / len(copies)
+        total += consistency * sum(p * log(p / q) for copy in copies for p, q in zip(mean, copy)) / len(copies)
+        total -= entropy * sum(p * log(p) for p in mean)
+    return total / len(labels)
+
+
+@pytest.mark.parametrize("consistency, entropy", [(0.0, 0.0), (3.0, 0.0), (0.0, 2.0), (5.0, 0.5)])
+def test_the_loss_is_the_published_one(consistency: float, entropy: float) -> None:
+    generator = np.random.default_rng(0)
+    scores, labels = generator.normal(size=(3, 4, 5)), generator.integers(0, 5, 4)
+    settings = replace(SETTINGS, consistency=consistency, entropy=entropy)
+    found = train.consistent_loss(torch.from_numpy(scores), torch.from_numpy(labels), settings)
+    assert float(found) == pytest.approx(loss_by_definition(scores, labels, consistency, entropy), rel=1e-12)
+
+
+def test_without_copies_the_loss_is_cross_entropy() -> None:
+    scores = np.log(np.array([[[0.5, 0.25, 0.25]]]))
+    found = train.consistent_loss(torch.from_numpy(scores), torch.tensor([1]), SETTINGS)
+    assert float(found) == pytest.approx(log(4), rel=1e-12)
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
+    rates = [train.learning_rate(step, 200, 0.4) for step in range(200)]
+    assert max(rates) == rates[19] == 0.4 and rates[0] == pytest.approx(0.02)
+    assert all(before < after for before, after in zip(rates[:19], rates[1:20]))
+    assert all(before > after for before, after in zip(rates[19:], rates[20:]))
+    assert 0 < rates[-1] < 1e-4
+
+
+@pytest.mark.parametrize("depth", resnet.DEPTHS)
+def test_a_network_has_the_layers_that_its_depth_counts(depth: int) -> None:
+    blocks = list(resnet.blocks(depth))
+    assert 2 * len(blocks) + 2 == depth
+    assert [block.name for block in blocks if not block.keeps_shape] == ["stage2_1", "stage3_1"]
+
+
+def test_resnet_20_has_the_parameters_of_the_paper_and_two_shortcuts() -> None:
+    network = resnet.residual_network(20, 3, 10)
+    convolutions = 3 * 16 * 9 + 6 * 16 * 16 * 9 + 16 * 32 * 9 + 5 * 32 * 32 * 9 + 32 * 64 * 9 + 5 * 64 * 64 * 9
+    shortcuts = 16 * 32 + 32 * 64
+    norms = 2 * (7 * 16 + 6 * 32 + 6 * 64 + 32 + 64)
+    assert sum(parameter.numel() for parameter in network.parameters()) == convolutions + shortcuts + norms + 650
+
+
+def test_a_folded_convolution_computes_what_its_batch_norm_would() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = resnet.residual_network(8, 3, 10)["stage2_1_conv1"].double().eval()
+    with torch.no_grad():
+        for tensor in (layer[1].weight, layer[1].bias, layer[1].running_mean, layer[1].running_var):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+        x = torch.randn(2, 16, 9, 9, generator=generator, dtype=torch.float64)
+        weights, bias = resnet.folded(layer)
+        kernels = torch.from_numpy(weights.transpose(0, 3, 1, 2).copy())
+        folded = torch.nn.functional.conv2d(x, kernels, torch.from_numpy(bias), stride=2, padding=1)
+        assert torch.allclose(folded, layer(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_network_computes_the_equations_of_its_blocks() -> None:
+    from torch.nn.functional import conv2d
+
+    generator = torch.Generator().manual_seed(1)
+    network = resnet.residual_network(8, 3, 10).double().eval()
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + (tensor.ndim < 2) * 0.5)
+            tensor -= 0.5 * (tensor.ndim == 4)
+
+    def convolved(name: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
+        weights, bias = (torch.from_numpy(array.copy()) for array in resnet.folded(network[name]))
+        return conv2d(x, weights.permute(0, 3, 1, 2), bias, stride, weights.shape[1] // 2)
+
+    images = torch.rand(2, 3, 12, 12, generator=generator, dtype=torch.float64)
+    x = convolved("stem", images).clamp_min(0)
+    y = convolved("stage1_1_conv2", convolved("stage1_1_conv1", x).clamp_min(0))
+    x = (y + x).clamp_min(0)
+    for stage in ("stage2_1", "stage3_1"):
+        y = convolved(f"{stage}_conv2", convolved(f"{stage}_conv1", x, 2).clamp_min(0))
+        x = (y + convolved(f"{stage}_shortcut", x, 2)).clamp_min(0)
+    scores = x.sum(dim=(2, 3)) / (x.shape[2] * x.shape[3]) @ network["scores"].weight.T + network["scores"].bias
+    assert torch.allclose(resnet.logits(network, 8, images), scores, rtol=1e-10, atol=1e-10)
+    assert (x == 0).any() and (x > 0).any()  # both branches of the last ReLU
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_steps_along_the_mean_gradient_of_its_shards() -> None:
+    settings = replace(SETTINGS, weight_decay=0.0)
+    trainer, twin = started(settings), train.fresh_state(settings, 3, 2, "cpu")
+    images, labels = trainer._batch(epoch(0, 32, settings.seed), 0)
+    shards = trainer._shards()
+    trainer._step(shards, images, labels, 0)
+    losses = []
+    for part in (slice(0, 4), slice(4, 8)):
+        shard = torch.from_numpy(images[:, part].reshape(8, SIDE, SIDE, 3)).permute(0, 3, 1, 2).float() / 255
+        scores = resnet.logits(twin.layers, 8, shard).unflatten(0, (2, 4))
+        losses.append(train.consistent_loss(scores, torch.from_numpy(labels[part]), settings))
+    (sum(losses) / 2).backward()
+    for parameter, expected in zip(trainer.state.layers.parameters(), twin.layers.parameters()):
+        assert torch.allclose(parameter.grad, expected.grad, rtol=1e-4, atol=1e-6)
+    for first, second in zip(*(shard.buffers() for shard in shards)):
+        assert torch.equal(first, second)
+    trainer.close()
+
+
+def test_the_learning_rate_of_a_step_counts_the_epochs_before() -> None:
+    trainer = started(SETTINGS)
+    for number in range(1, SETTINGS.epochs + 1):
+        run_epochs(trainer, 1)
+        rate = train.learning_rate(4 * number - 1, 4 * SETTINGS.epochs, SETTINGS.learning_rate)
+        assert all(group["lr"] == rate for group in trainer.state.optimizer.param_groups)
+        assert trainer.state.records[-1]["learning_rate"] == pytest.approx(rate, rel=1e-4)
+    trainer.close()
+
+
+def test_to_judge_changes_nothing() -> None:
+    trainer = run_epochs(started(SETTINGS), 1)
+    before = weights(trainer)
+    first = trainer._judged()
+    assert trainer._judged() == first and weights(trainer) == before
+    trainer.close()
+
+
+def test_training_learns_and_its_average_is_judged_on_what_is_held_out() -> None:
+    trainer = run_epochs(started(replace(SETTINGS, epochs=12)), 12)
+    records = trainer.state.records
+    assert sum(record["noisy_accuracy"] for record in records[-5:]) / 5 > 0.85
+    assert sum(record["loss"] for record in records[-5:]) / 5 < records[0]["loss"] / 2
+    assert records[-1]["held_out_noisy_accuracy"] > 0.9 and records[-1]["held_out_clean_accuracy"] > 0.9
+    trainer.close()
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_run_that_goes_on_from_a_checkpoint_ends_in_the_same_bits(tmp_path: Path, bfloat16: bool) -> None:
+    settings = replace(SETTINGS, bfloat16=bfloat16)
+    whole = run_epochs(started(settings), 3)
+    part = run_epochs(started(settings), 1)
+    train.save_checkpoint(tmp_path, settings, part.state)
+    resumed = started(settings)
+    train.restore(tmp_path / train.CHECKPOINT, settings, resumed.state)
+    run_epochs(resumed, 2)
+    assert weights(whole) == weights(resumed) != weights(part)
+    strip = [{**record, "seconds": 0} for record in whole.state.records]
+    assert strip == [{**record, "seconds": 0} for record in resumed.state.records]
+    for trainer in (whole, part, resumed):
+        trainer.close()
+
+
+def test_another_seed_gives_other_weights() -> None:
+    first, second = (run_epochs(started(replace(SETTINGS, seed=seed)), 1) for seed in (5, 6))
+    assert weights(first) != weights(second)
+    first.close()
+    second.close()
+
+
+def test_a_run_under_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
+    trainer = started(SETTINGS)
+    train.save_checkpoint(tmp_path, SETTINGS, trainer.state)
+    with pytest.raises(ParameterError, match="found sigma '255/8'; expected '255/4', for a run that goes on"):
+        train.restore(tmp_path / train.CHECKPOINT, replace(SETTINGS, sigma="255/4"), trainer.state)
+    trainer.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 truncated"])
+def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / train.CHECKPOINT).write_bytes(content)
+    with pytest.raises(ParameterError, match="found no checkpoint") as problem:
+        train.read_checkpoint(tmp_path / train.CHECKPOINT)
+    assert "\n" not in str(problem.value)
+
+
+def test_shards_share_the_mean_of_their_statistics() -> None:
+    trainer = started(SETTINGS)
+    shards = trainer._shards()
+    for value, shard in enumerate(shards, start=1):
+        for statistics in shard.buffers():
+            statistics.fill_(value)
+    train.share_statistics(shards)
+    for shard in shards:
+        assert all((each == 1.5).all() for each in shard.buffers() if each.is_floating_point())
+    trainer.close()
+
+
+def test_the_average_moves_by_what_is_not_kept() -> None:
+    state = train.fresh_state(SETTINGS, 3, 2, "cpu")
+    with torch.no_grad():
+        for network, value in ((state.average, 8.0), (state.layers, 16.0)):
+            for tensor in network.state_dict().values():
+                tensor.fill_(value)
+    train.update_average(state.average, state.layers, 0.75)
+    found = [tensor for tensor in state.average.state_dict().values() if tensor.is_floating_point()]
+    assert len(found) > 20 and all((tensor == 10).all() for tensor in found)
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+def arguments(tmp_path: Path, *more: str) -> list[str]:
+    images, labels = two_kinds_of_images()
+    data = tmp_path / "data.h5"
+    if not data.exists():
+        save_dataset(data, [Dataset(images, labels, ("dark", "bright"), "made for a test", "train")])
+    few = ["--depth", "8", "--epochs", "2", "--batch", "8", "--held-out", "8", "--sigma", "1/8"]
+    return [str(data), "--out", str(tmp_path / "run"), *few, *more]
+
+
+def test_the_program_trains_and_fine_tunes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(arguments(tmp_path)) == 0
+    assert "2 epochs done" in capsys.readouterr().out
+    log = [json.loads(line) for line in (tmp_path / "run" / train.LOG).read_text().splitlines()]
+    assert [record["epoch"] for record in log] == [1, 2] and all(record["seconds"] >= 0 for record in log)
+    first = tmp_path / "run" / train.CHECKPOINT
+    before = train.read_checkpoint(first)
+    assert train.main(arguments(tmp_path)) == 1
+    assert "found a checkpoint already; expected none, or the option --resume" in capsys.readouterr().err
+    tuned = arguments(tmp_path, "--init", str(first), "--out", str(tmp_path / "tuned"), "--learning-rate", "0")
+    assert train.main(tuned) == 0
+    after = train.read_checkpoint(tmp_path / "tuned" / train.CHECKPOINT)
+    for name, tensor in after["layers"].items():
+        if name.endswith("weight"):  # at rate 0 nothing moves: what is found is what it began with
+            assert torch.equal(tensor, before["average"][name]), name
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_weights_of_another_depth_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(arguments(tmp_path)) == 0
+    checkpoint = str(tmp_path / "run" / train.CHECKPOINT)
+    deeper = arguments(tmp_path, "--out", str(tmp_path / "b"), "--depth", "20", "--init", checkpoint)
+    assert train.main(deeper) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "found weights of another network; expected the same depth and classes" in line
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "intsmooth_ref.data_tools.train", *arguments(tmp_path, "--epochs", "100000")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("epoch 1/100000")
+        process.send_signal(signal.SIGINT)
+        lines = process.stderr.read().splitlines()
+        assert process.wait() == 130
+    assert lines[-1] == "interrupted; --resume goes on after the last whole epoch"
+    done = len(train.read_checkpoint(tmp_path / "run" / train.CHECKPOINT)["records"])
+    log = (tmp_path / "run" / train.LOG).read_text().splitlines()
+    assert done == len(log) == 1 + sum(line.startswith("epoch") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "more, problem",
+    [
+        (["--batch", "1"], "expected an image a shard at least"),
+        (["--held-out", "40"], "expected fewer than the 40 images"),
+        (["--batch", "64"], "found 32 images to train on; expected one batch of 64 at least"),
+        (["--init", "nowhere.pt"], "No such file"),
+        (["--seed", str(1 << 63)], "expected 0 to 9223372036854775807"),
+        (["--device", "abacus"], "--device abacus: found none that works"),
+        (["--learning-rate", "1e30"], "in step 2 of epoch 1; expected a number: a lower --learning-rate may help"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], problem: str
+) -> None:
+    assert train.main(arguments(tmp_path, *more)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and problem in line
+
+
+@pytest.mark.parametrize("option", ["--depth=19", "--sigma=x", "--epochs=0", "--average=1", "--consistency=-1"])
+def test_wrong_options_end_in_status_2(tmp_path: Path, option: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments(tmp_path, option))
+    assert stop.value.code == 2
