@@ -778,6 +778,14 @@ def test_the_tree_hash_is_that_of_certificate_transparency(count: int) -> None:
     assert merkle_tree_hash(leaves).hex() == tree_hash_as_defined(leaves).hex() == CT_ROOTS[count]
 
 
+@pytest.mark.parametrize("order", "<>=")
+def test_classes_are_hashed_little_endian_whatever_the_byte_order_in_memory(order: str) -> None:
+    """Arrays that NumPy joins have the machine's byte order, which is the other one on some."""
+    classes = np.array([1, 2, 258], np.dtype(np.uint16).newbyteorder(order))
+    expected = hashlib.sha256(b"\x01\x00\x02\x00\x02\x01").hexdigest()
+    assert chunks._chunk(classes) == Chunk(expected, ((1, 1), (2, 1), (258, 1)))
+
+
 def test_the_merkle_root_is_the_definitions_for_any_number_of_chunks() -> None:
     leaves = [hashlib.sha256(b"%d" % number).digest() for number in range(300)]
     stated = [Chunk(leaf.hex(), ((number, 1000),)) for number, leaf in enumerate(leaves)]

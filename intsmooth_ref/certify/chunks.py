@@ -49,7 +49,7 @@ class Chunks:
 
     def __init__(self) -> None:
         self._finished: list[Chunk] = []
-        self._rest = np.empty(0, "<u2")
+        self._rest = np.empty(0, np.uint16)
 
     def update(self, classes: np.ndarray) -> None:
         """Take the classes of the samples that come next, integers `(samples,)`.
@@ -61,7 +61,7 @@ class Chunks:
             raise ParameterError(f"classes of {classes.dtype} and shape {classes.shape}: expected integers (samples,)")
         if classes.size and not 0 <= int(classes.min()) <= int(classes.max()) < CLASSES_MAX:
             raise ParameterError(f"classes {classes.min()} to {classes.max()}: expected 0 to {CLASSES_MAX - 1}")
-        words = np.concatenate([self._rest, classes.astype("<u2")])
+        words = np.concatenate([self._rest, classes.astype(np.uint16)])
         whole = len(words) - len(words) % CHUNK
         self._finished += [_chunk(words[begin : begin + CHUNK]) for begin in range(0, whole, CHUNK)]
         self._rest = words[whole:]
@@ -76,7 +76,8 @@ class Chunks:
 def _chunk(classes: np.ndarray) -> Chunk:
     votes = np.bincount(classes)
     present = np.flatnonzero(votes)
-    return Chunk(hashlib.sha256(classes.tobytes()).hexdigest(), tuple(zip(present.tolist(), votes[present].tolist())))
+    words = classes.astype("<u2").tobytes()  # here, for what NumPy joins has the byte order of the machine
+    return Chunk(hashlib.sha256(words).hexdigest(), tuple(zip(present.tolist(), votes[present].tolist())))
 
 
 def merkle_root(chunks: Iterable[Chunk]) -> str:
