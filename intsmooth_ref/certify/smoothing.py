@@ -13,6 +13,7 @@ import secrets
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from functools import cached_property
 from math import prod
 from typing import Callable, Mapping, Sequence, Union
 
@@ -186,6 +187,11 @@ class SmoothedClassifier:
         procedure = Procedure(n0, n, exact_rational(alpha, "alpha"), bound, budgets)
         return self.carry_out(self.rule(procedure), image, index, progress)
 
+    @cached_property
+    def model_sha256(self) -> str:
+        """The model's fingerprint."""
+        return fingerprint(self.model)
+
     def rule(self, procedure: Procedure) -> Rule:
         """The procedure made ready for this noise and model. Errors as for `certify`."""
         return Rule(procedure, self.noise, prod(self.model.input.shape), self.model.classes)
@@ -203,12 +209,12 @@ class SmoothedClassifier:
         while not rule.is_finished(counts):
             self._fill(estimation, image, index, ESTIMATION, rule.looks[len(counts)], progress)
             counts.append(int(estimation.counts[selected]))
-        decisions = rule.decisions(counts)
-        claim = rule.claim(selected, estimation.stage.votes, decisions)
+        decisions, stage = rule.decisions(counts), estimation.stage
+        claim = rule.claim(selected, stage.votes, decisions)
         radii_from = radii_from_l2 if rule.norm == "L2" else radii_from_l1
         return Certificate(
             selected if claim else ABSTAIN, radii_from(claim.radius if claim else 0, image.size), rule.norm,
-            claim.theorem if claim else None, selection.stage, estimation.stage, decisions, procedure, index, self.seed,
+            claim.theorem if claim else None, selection.stage, stage, decisions, procedure, index, self.seed,
         )  # fmt: skip
 
     def predict(
@@ -240,7 +246,7 @@ class SmoothedClassifier:
         """
         procedure = certificate.procedure
         return CertificateDocument(
-            model_sha256=fingerprint(self.model),
+            model_sha256=self.model_sha256,
             image=ImageReference(certificate.index, image_sha256, label),
             noise=Noise(self.noise.name, self.noise.parameter),
             seed=certificate.seed, n0=procedure.n0, n=procedure.n, alpha=procedure.alpha,

@@ -143,7 +143,6 @@ def _record(known: Record, found: Record) -> Record:
 def _description(classifier: SmoothedClassifier) -> Record:
     """What every record says of noise, seed and model."""
     from ..certify.transcript import LAWS
-    from ..model.fingerprint import fingerprint
 
     noise = classifier.noise
     return {
@@ -151,7 +150,7 @@ def _description(classifier: SmoothedClassifier) -> Record:
         f"{LAWS[noise.name].parameter}_levels": str(noise.parameter),
         "generator": "Philox4x32-10",
         "seed": classifier.seed,
-        "model_sha256": fingerprint(classifier.model),
+        "model_sha256": classifier.model_sha256,
     }
 
 
