@@ -1,10 +1,10 @@
 """HDF5 files that are written the same to the byte every time, and read with distrust.
 
 A file is a tree of groups. Attributes hold integers and strings, arrays hold integers or a list of strings, and that is
-all: no floats, no compound types, no references, no links that leave the file or form a cycle. `write` stores a tree
-without time stamps, compression or anything else that could differ between two runs or two versions of the HDF5
-library. `read` takes files from anywhere: it asks the library for the description of each object and judges it before
-a byte of data is read, so that no file can make it allocate more than the caller allows.
+all: no floats unless the caller asks for them, no compound types, no references, no links that leave the file or form a
+cycle. `write` stores a tree without time stamps, compression or anything else that could differ between two runs or two
+versions of the HDF5 library. `read` takes files from anywhere: it asks the library for the description of each object
+and judges it before a byte of data is read, so that no file can make it allocate more than the caller allows.
 
 Behind the last byte that HDF5 knows of, `write` appends a seal, the SHA-256 of all the bytes before it. A file whose
 seal is broken is refused before the library sees it, because libraries before HDF5 2.0 crash on some damaged files. A
@@ -28,7 +28,7 @@ import numpy as np
 
 from .errors import IntsmoothError
 
-Attribute = Union[int, str, "tuple[str, ...]", np.ndarray]
+Attribute = Union[int, float, str, "tuple[str, ...]", np.ndarray]
 Array = Union[np.ndarray, "tuple[str, ...]"]
 
 MAX_DEPTH = 8
@@ -57,6 +57,7 @@ class Group:
     """A group: its attributes (integers, strings, lists of either), its arrays and the groups inside it, by name.
 
     Integer arrays may have up to four dimensions and any integer dtype; a list of integers in an attribute is int64.
+    Where floats are allowed, arrays may also be float32 or float64, and an attribute one float or a list: float64.
     """
 
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
@@ -67,30 +68,35 @@ class Group:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write(path: str | os.PathLike[str], group: Group, error: type[IntsmoothError]) -> None:
+def write(
+    path: str | os.PathLike[str], group: Group, error: type[IntsmoothError], *, floats: bool = False
+) -> None:
     """Write `group` to `path`: the same group gives the same bytes, in any process, with any version of the library.
 
     The file appears whole or not at all: what stood at `path` stays until the new bytes are safe on the disk.
+
+    Args:
+        floats: allow them.
 
     Raises:
         error: if the folder, the disk or the permissions do not allow it, or a value has no place in the format.
     """
     try:
-        image = _file_image(group)
+        image = _file_image(group, floats)
         seal = f"intsmooth-ref seal 1 {hashlib.sha256(image).hexdigest()}\n".encode("ascii")
     except ValueError as problem:
         raise error(f"{os.fspath(path)}: cannot be written: {_one_line(problem)}") from None
     _replace_file(os.fspath(path), image + seal, error)
 
 
-def _file_image(group: Group) -> bytes:
+def _file_image(group: Group, floats: bool) -> bytes:
     """The file's bytes, made in memory, where nothing can interrupt the library between two of its writes."""
     import h5py
 
     versions = ("earliest", "v108")  # the oldest format: every library reads it, and it holds no time stamps of groups
     options = {"driver": "core", "backing_store": False, "block_size": 1 << 20, "libver": versions}
     with h5py.File(_memory_name(), "w", **options) as file:
-        _write_group(file, group)
+        _write_group(file, group, floats)
         file.flush()
         return file.id.get_file_image()
 
@@ -103,24 +109,26 @@ def _memory_name() -> str:
 _memory_count = itertools.count()
 
 
-def _write_group(node: Any, group: Group) -> None:
+def _write_group(node: Any, group: Group, floats: bool) -> None:
     for name in (*group.attributes, *group.arrays, *group.groups):
         if not NAME.fullmatch(name):
             raise ValueError(f"{node.name}: found the name {name!r}; expected {NAME_RULE}")
     for name in sorted(group.attributes):
-        stored = _stored_attribute(group.attributes[name], f"attribute {name!r} of {node.name}")
+        stored = _stored_attribute(group.attributes[name], f"attribute {name!r} of {node.name}", floats)
         node.attrs.create(name, stored, shape=stored.shape, dtype=stored.dtype)
     for name in sorted(group.arrays):
-        stored = _stored_array(group.arrays[name], f"array {name!r} of {node.name}")
+        stored = _stored_array(group.arrays[name], f"array {name!r} of {node.name}", floats)
         node.create_dataset(name, data=stored, dtype=stored.dtype, track_times=False)
     for name in sorted(group.groups):
-        _write_group(node.create_group(name, track_order=False), group.groups[name])
+        _write_group(node.create_group(name, track_order=False), group.groups[name], floats)
 
 
-def _stored_attribute(value: Attribute, where: str) -> np.ndarray:
+def _stored_attribute(value: Attribute, where: str, floats: bool) -> np.ndarray:
     if isinstance(value, (str, tuple)):
         stored = _stored_strings(value, where)
-    elif np.ndim(value) > 1 or not all(-(2**63) <= each < 2**63 for each in np.atleast_1d(value).tolist()):
+    elif floats and _numbers(value) == "floats" and np.ndim(value) <= 1:
+        stored = np.array(value, dtype="<f8")
+    elif _numbers(value) == "floats" or np.ndim(value) > 1 or not _fit_int64(value):
         raise ValueError(f"{where}: found {value}; expected an integer, or a list of integers, of 64 bits")
     else:
         stored = np.array(value, dtype="<i8")
@@ -129,11 +137,17 @@ def _stored_attribute(value: Attribute, where: str) -> np.ndarray:
     return stored
 
 
-def _stored_array(array: Array, where: str) -> np.ndarray:
+def _fit_int64(value: int | float | np.ndarray) -> bool:
+    return all(-(2**63) <= each < 2**63 for each in np.atleast_1d(value).tolist())
+
+
+def _stored_array(array: Array, where: str, floats: bool) -> np.ndarray:
     if isinstance(array, tuple):
         return _stored_strings(array, where)
-    if array.dtype.kind not in "iu" or not 1 <= array.ndim <= MAX_RANK:
-        raise ValueError(f"{where}: found {array.dtype} of rank {array.ndim}; expected integers, rank 1 to {MAX_RANK}")
+    allowed = array.dtype.kind in "iu" or (floats and array.dtype.type in (np.float32, np.float64))
+    if not allowed or not 1 <= array.ndim <= MAX_RANK:
+        expected = f"integers{' or floats of 32 or 64 bits' if floats else ''}, rank 1 to {MAX_RANK}"
+        raise ValueError(f"{where}: found {array.dtype} of rank {array.ndim}; expected {expected}")
     return array.astype(array.dtype.newbyteorder("<"))
 
 
@@ -170,11 +184,14 @@ def _replace_file(path: str, content: bytes, error: type[IntsmoothError]) -> Non
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read(path: str | os.PathLike[str], error: type[IntsmoothError], max_bytes: int) -> Group:
+def read(
+    path: str | os.PathLike[str], error: type[IntsmoothError], max_bytes: int, *, floats: bool = False
+) -> Group:
     """Read a whole file. Arrays are read-only and in native byte order.
 
     Args:
         max_bytes: bound on the file's size, and on the size of all it holds once it is decompressed.
+        floats: allow them.
 
     Raises:
         error: file, object in it, what was found and what was expected, in one line.
@@ -183,7 +200,7 @@ def read(path: str | os.PathLike[str], error: type[IntsmoothError], max_bytes: i
     image = _unsealed(name, _file_content(name, error, max_bytes), error)
     import h5py
 
-    reader = _Reader(name, error, max_bytes, len(image))
+    reader = _Reader(name, error, max_bytes, len(image), floats)
     try:
         file = _opened(image)
         try:
@@ -249,13 +266,16 @@ def _unsealed(path: str, content: bytes, error: type[IntsmoothError]) -> bytes:
 class _Reader:
     """One walk through one file, and what it may still spend."""
 
-    def __init__(self, path: str, error: type[IntsmoothError], max_bytes: int, file_bytes: int) -> None:
+    def __init__(
+        self, path: str, error: type[IntsmoothError], max_bytes: int, file_bytes: int, floats: bool
+    ) -> None:
         self.where = "/"  # the object that was opened last
         self._path = path
         self._error = error
         self._max_bytes = max_bytes
         self._bytes_left = max_bytes
         self._file_bytes = file_bytes
+        self._floats = floats
         self._seen: set[int] = set()
 
     def _refuse(self, where: str, found: str, expected: str) -> NoReturn:
@@ -339,7 +359,7 @@ class _Reader:
         if kind == h5t.STRING:
             return np.dtype(object if datatype.is_variable_str() else f"S{datatype.get_size()}")
         if kind == h5t.FLOAT:
-            self._refuse(where, "floating-point numbers", "integers only")
+            return self._float_type(datatype, where)
         names = {
             h5t.COMPOUND: "a compound type", h5t.REFERENCE: "references", h5t.ENUM: "an enumeration or booleans",
             h5t.VLEN: "lists of variable length", h5t.ARRAY: "an array type", h5t.OPAQUE: "opaque bytes",
@@ -356,6 +376,17 @@ class _Reader:
             self._refuse(where, f"integers of {datatype.get_precision()} bits in {size} bytes", "8, 16, 32 or 64 bits")
         signed = "i" if datatype.get_sign() == h5t.SGN_2 else "u"
         return np.dtype(f"{'<' if order == h5t.ORDER_LE else '>'}{signed}{size}")
+
+    def _float_type(self, datatype: Any, where: str) -> np.dtype:
+        from h5py import h5t
+
+        if not self._floats:
+            self._refuse(where, "floating-point numbers", "integers only")
+        standard = {"<f4": h5t.IEEE_F32LE, ">f4": h5t.IEEE_F32BE, "<f8": h5t.IEEE_F64LE, ">f8": h5t.IEEE_F64BE}
+        for name, each in standard.items():
+            if datatype.equal(each):
+                return np.dtype(name)
+        self._refuse(where, f"floats of {datatype.get_precision()} bits", "IEEE 754 floats of 32 or 64 bits")
 
     def _shape(self, space: Any, max_rank: int, where: str) -> tuple[int, ...]:
         from h5py import h5s
@@ -386,8 +417,8 @@ class _Reader:
         size = prod(shape) * datatype.get_size()
         if size > MAX_ATTRIBUTE_BYTES:
             self._refuse(where, f"{size} bytes", f"at most {MAX_ATTRIBUTE_BYTES}")
-        if dtype.kind in "iu":
-            return self._attribute_integers(attribute, shape, dtype, where)
+        if dtype.kind in "iuf":
+            return self._attribute_numbers(attribute, shape, dtype, where)
         if dtype.kind == "O" and prod(shape) > 1 and prod(shape) * self._file_bytes > self._max_bytes:
             # they are read at once, and each may be as long as the file
             self._refuse(where, f"{prod(shape)} strings of variable length", "strings of fixed length")
@@ -397,10 +428,12 @@ class _Reader:
         strings = self._decoded(values.reshape(-1).tolist(), datatype, where)
         return strings if shape else strings[0]
 
-    def _attribute_integers(self, attribute: Any, shape: tuple[int, ...], dtype: np.dtype, where: str) -> Attribute:
+    def _attribute_numbers(self, attribute: Any, shape: tuple[int, ...], dtype: np.dtype, where: str) -> Attribute:
         values = np.empty(shape, dtype.newbyteorder("="))
         if values.size:
             attribute.read(values)
+        if dtype.kind == "f":
+            return _read_only(values.astype(np.float64)) if shape else float(values)
         largest = max(values.reshape(-1).tolist(), default=0)
         if largest >= 2**63:
             self._refuse(where, f"{largest}", "an integer of 64 bits with its sign")
@@ -440,7 +473,7 @@ class _Reader:
         chunk = self._check_storage(dataset.get_create_plist(), dtype, where)
         shape = self._shape(dataset.get_space(), MAX_RANK, where)
         self._spend(shape, chunk, datatype.get_size(), where)
-        if dtype.kind not in "iu" and (len(shape) != 1 or shape[0] > MAX_STRINGS):
+        if dtype.kind not in "iuf" and (len(shape) != 1 or shape[0] > MAX_STRINGS):
             self._refuse(where, f"strings of shape {shape}", f"a list of at most {MAX_STRINGS}")
         if dtype.kind == "O":
             return self._decoded(list(self._variable_strings(dataset, shape[0], where)), datatype, where)
@@ -542,6 +575,11 @@ class _Reader:
             yield content
 
 
+def _numbers(value: int | float | np.ndarray) -> str:
+    """What an attribute that holds numbers holds."""
+    return "floats" if np.asarray(value).dtype.kind == "f" else "integers"
+
+
 def _read_only(array: np.ndarray) -> np.ndarray:
     array.flags.writeable = False
     return array
@@ -582,9 +620,20 @@ class GroupReader:
 
     def integers(self, name: str) -> tuple[int, ...]:
         value = self._take(self._attributes, "attribute", name)
-        if isinstance(value, (str, tuple)):
-            self.refuse(f"attribute {name!r} that holds text", "integers")
+        held = "text" if isinstance(value, (str, tuple)) else _numbers(value)
+        if held != "integers":
+            self.refuse(f"attribute {name!r} that holds {held}", "integers")
         return tuple(np.atleast_1d(value).tolist())
+
+    def number(self, name: str) -> float:
+        """A float; an integer stands for itself."""
+        value = self._take(self._attributes, "attribute", name)
+        if isinstance(value, (str, tuple)):
+            self.refuse(f"attribute {name!r} that holds text", "a number")
+        values = np.atleast_1d(value).tolist()
+        if len(values) != 1:
+            self.refuse(f"attribute {name!r} with {len(values)} values", "one number")
+        return float(values[0])
 
     def string(self, name: str) -> str:
         values = self.strings(name)
@@ -595,7 +644,7 @@ class GroupReader:
     def strings(self, name: str) -> tuple[str, ...]:
         value = self._take(self._attributes, "attribute", name)
         if not isinstance(value, (str, tuple)):
-            self.refuse(f"attribute {name!r} that holds integers", "text")
+            self.refuse(f"attribute {name!r} that holds {_numbers(value)}", "text")
         return (value,) if isinstance(value, str) else value
 
     def string_list(self, name: str) -> tuple[str, ...]:

@@ -243,6 +243,39 @@ def test_chunks_are_read_with_and_without_filters(tmp_path: Path, libver: str, o
     assert np.array_equal(read(stranger(tmp_path / "file.h5", fill, libver=libver)).arrays["x"], data)
 
 
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", ">f8"])
+def test_floats_are_read_and_written_where_the_caller_allows_them(tmp_path: Path, dtype: str) -> None:
+    data = np.array([-0.0, 1.5, 2.0**-126, np.inf, -3.25e30], dtype)
+
+    def fill(file: h5py.File) -> None:
+        file.create_dataset("x", data=data, chunks=(2,), compression="gzip")
+        file.attrs["one"], file.attrs["list"] = data[1], data
+
+    group = strict_hdf5.read(stranger(tmp_path / "a.h5", fill), DatasetError, MAX_BYTES, floats=True)
+    strict_hdf5.write(tmp_path / "b.h5", group, DatasetError, floats=True)
+    again = strict_hdf5.read(tmp_path / "b.h5", DatasetError, MAX_BYTES, floats=True)
+    for found in (group, again):
+        values, listed = found.arrays["x"], found.attributes["list"]
+        assert isinstance(values, np.ndarray) and isinstance(listed, np.ndarray) and listed.dtype == np.float64
+        assert values.dtype == np.dtype(dtype).newbyteorder("=")
+        assert values.tobytes() == data.astype(values.dtype).tobytes()
+        assert listed.tolist() == data.tolist() and found.attributes["one"] == 1.5
+
+
+@pytest.mark.parametrize("dtype", ["<f2", np.longdouble])
+def test_floats_of_other_widths_are_never_read(tmp_path: Path, dtype: Any) -> None:
+    path = stranger(tmp_path / "file.h5", lambda file: file.create_dataset("x", data=np.zeros(2, dtype)))
+    with pytest.raises(DatasetError, match="/x: found floats of .* bits; expected IEEE 754 floats of 32 or 64 bits$"):
+        strict_hdf5.read(path, DatasetError, MAX_BYTES, floats=True)
+
+
+@pytest.mark.parametrize("group", [Group({"a": 0.5}), Group({"a": np.array([0.5])}), Group({}, {"x": np.zeros(2)})])
+def test_floats_are_written_only_where_the_caller_allows_them(tmp_path: Path, group: Group) -> None:
+    with pytest.raises(DatasetError, match="expected (an integer|integers,)"):
+        strict_hdf5.write(tmp_path / "file.h5", group, DatasetError)
+    strict_hdf5.write(tmp_path / "file.h5", group, DatasetError, floats=True)
+
+
 def cycle(file: h5py.File) -> None:
     file.create_group("a/b")
     file["a/b/back"] = file["a"]

@@ -1,25 +1,23 @@
 """The model file: an `IntegerModel` in HDF5, with known answers by which another backend can be checked.
 
-The format is specified in `weights/README.md`. Reader and writer follow the dataclasses in `layers`: a field of a layer
-is an attribute or an array under the name that `flat_fields` gives it, so a new kind of layer needs no line here.
+The format is specified in `weights/README.md`; `layer_groups` reads and writes the layers.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import Field, dataclass, fields, is_dataclass
-from fractions import Fraction
-from math import gcd
-from typing import Any, Mapping, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Mapping
 
 import numpy as np
 
 from .. import strict_hdf5
 from ..errors import ModelFormatError
-from ..strict_hdf5 import Array, Attribute, Group, GroupReader
+from ..strict_hdf5 import Attribute, Group, GroupReader
 from .fingerprint import fingerprint
 from .graph import IntegerModel
-from .layers import LAYER_KINDS, FieldValue, Layer, flat_fields
+from .layer_groups import check_format, layer_groups, read_layers
+from .layers import LAYER_KINDS
 from .proof import NOISY_PIXEL_LIMIT
 
 FORMAT = "intsmooth-ref model"
@@ -64,8 +62,7 @@ def save_model(
         ModelFormatError: if the file cannot be written, an integer needs more than 64 bits, or the known answers do not
             belong to the model.
     """
-    layers = {_group_name(index, layer.name): _stored(layer) for index, layer in enumerate(model.layers)}
-    groups = {"layers": Group(groups=layers)}
+    groups = {"layers": layer_groups(model.layers)}
     if known_answers is not None:
         _check_known_answers(model, known_answers, os.fspath(path))
         groups["known_answers"] = Group(
@@ -84,31 +81,6 @@ def save_model(
     strict_hdf5.write(path, Group(attributes, {"class_names": model.class_names}, groups), ModelFormatError)
 
 
-def _group_name(index: int, layer_name: str) -> str:
-    """Four digits, so that sorted by name the groups stand in the order of the layers."""
-    return f"{index:04}_{layer_name}"
-
-
-def _stored(layer: Layer) -> Group:
-    attributes: dict[str, Attribute] = {"kind": layer.kind}
-    arrays: dict[str, Array] = {}
-    for name, value in flat_fields(layer):
-        if isinstance(value, np.ndarray):
-            arrays[name] = value
-        else:
-            attributes[name] = _stored_attribute(value)
-    return Group(attributes, arrays)
-
-
-def _stored_attribute(value: FieldValue) -> Attribute:
-    """A rational as its numerator and denominator; a tuple of integers as an array; the rest as it is."""
-    if isinstance(value, Fraction):
-        value = (value.numerator, value.denominator)
-    if isinstance(value, tuple) and value and not isinstance(value[0], str):
-        return np.array(value, dtype=object)  # of Python integers: those beyond int64 are refused, not wrapped
-    return value  # type: ignore[return-value]
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -120,10 +92,10 @@ def load_model(path: str | os.PathLike[str]) -> ModelFile:
     """
     name = os.fspath(path)
     reader = GroupReader(strict_hdf5.read(path, ModelFormatError, MAX_BYTES), name, ModelFormatError)
-    _check_format(reader)
+    check_format(reader, FORMAT, FORMAT_VERSION)
     stored_fingerprint = reader.string("fingerprint")
     provenance, class_names = reader.string("provenance"), reader.string_list("class_names")
-    layers = _layers(reader.group("layers"))
+    layers = read_layers(reader.group("layers"), LAYER_KINDS)
     answers = reader.group("known_answers") if reader.has("known_answers") else None
     reader.finish()
     try:
@@ -134,79 +106,6 @@ def load_model(path: str | os.PathLike[str]) -> ModelFile:
     if computed != stored_fingerprint:
         reader.refuse(f"a model of fingerprint {computed}", f"{stored_fingerprint[:64]}, as its attribute says")
     return ModelFile(model, None if answers is None else _known_answers(answers, model, name))
-
-
-def _check_format(reader: GroupReader) -> None:
-    found = reader.string("format")
-    if found != FORMAT:
-        reader.refuse(f"a file of format {found[:100]!r}", repr(FORMAT))
-    version = reader.integer("format_version")
-    if version != FORMAT_VERSION:
-        reader.refuse(f"format_version {version}", f"{FORMAT_VERSION}, the one that this release reads")
-
-
-def _layers(reader: GroupReader) -> tuple[Layer, ...]:
-    layers: list[Layer] = []
-    for index, group_name in enumerate(reader.group_names()):
-        layer_reader = reader.group(group_name)
-        layer = _layer(layer_reader)
-        expected = _group_name(index, layer.name)
-        if group_name != expected:
-            layer_reader.refuse(f"layer {layer.name!r} as number {index}", f"the group to be called {expected!r}")
-        layers.append(layer)
-    reader.finish()
-    return tuple(layers)
-
-
-def _layer(reader: GroupReader) -> Layer:
-    kind = reader.string("kind")
-    if kind not in LAYER_KINDS:
-        reader.refuse(f"the unknown kind {kind[:100]!r}", f"one of {', '.join(LAYER_KINDS)}")
-    layer = _instance(LAYER_KINDS[kind], "", reader)
-    reader.finish()
-    return layer
-
-
-def _instance(cls: type, prefix: str, reader: GroupReader) -> Any:
-    """An instance of a dataclass of `layers`, each field under its dotted name; all of them must be there."""
-    hints = get_type_hints(cls)
-    return cls(**{each.name: _field_value(each, hints[each.name], prefix, reader) for each in fields(cls)})
-
-
-def _field_value(each: Field[Any], hint: Any, prefix: str, reader: GroupReader) -> Any:
-    name = prefix + each.name
-    if each.metadata:
-        return reader.array(name, each.metadata["dtype"], each.metadata["rank"])
-    nested: Any = next((part for part in (hint, *get_args(hint)) if is_dataclass(part)), None)
-    if nested is not None:
-        optional = type(None) in get_args(hint)
-        return None if optional and not reader.has(f"{name}.") else _instance(nested, f"{name}.", reader)
-    return _ATTRIBUTES[hint](reader, name)
-
-
-def _rational(reader: GroupReader, name: str) -> Fraction:
-    values = reader.integers(name)
-    if len(values) != 2 or values[1] < 1 or gcd(*values) != 1:
-        reader.refuse(f"attribute {name!r} = {values}", "a numerator and a positive denominator in lowest terms")
-    return Fraction(*values)
-
-
-def _boolean(reader: GroupReader, name: str) -> bool:
-    value = reader.integer(name)
-    if value not in (0, 1):
-        reader.refuse(f"attribute {name!r} = {value}", "0 or 1")
-    return bool(value)
-
-
-#: How an attribute is read, by the type of the field it fills.
-_ATTRIBUTES: Mapping[Any, Any] = {
-    int: GroupReader.integer,
-    str: GroupReader.string,
-    bool: _boolean,
-    Fraction: _rational,
-    tuple[int, ...]: GroupReader.integers,
-    tuple[str, ...]: GroupReader.strings,
-}
 
 
 # --- known answers ----------------------------------------------------------------------------------------------------
