@@ -25,8 +25,8 @@ TRAINING, HELD_OUT = 16, 17
 #: What NumPy's generators are seeded for, after the seed itself.
 ORDER, SPLIT = 0, 1
 
-#: Images are shifted by up to so many pixels each way; black moves in.
-PADDING = 4
+#: Images are shifted by up to this part of their height each way, 4 pixels of 32; black moves in.
+SHIFTED_PART = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,21 +35,24 @@ class Epoch:
 
     Attributes:
         order: int64 `(N,)`, indices of images.
-        shifts: int64 `(N, 2)`, rows and columns of black, 0 .. 2 * PADDING, that are cut away above and on the left.
+        padding: rows and columns of black around an image.
+        shifts: int64 `(N, 2)`, how many of them, 0 .. 2 * padding, are cut away above and on the left.
         mirrored: bool `(N,)`.
     """
 
     number: int
     order: np.ndarray
+    padding: int
     shifts: np.ndarray
     mirrored: np.ndarray
 
 
-def epoch(number: int, images: int, seed: int) -> Epoch:
-    """Equation (1)."""
-    generator = np.random.default_rng((seed, ORDER, number))
+def epoch(number: int, images: int, height: int, seed: int, mirror: bool) -> Epoch:
+    """Equation (1), for so many images of this height; each is mirrored or not, or none is."""
+    generator, padding = np.random.default_rng((seed, ORDER, number)), height // SHIFTED_PART
     order = generator.permutation(images)
-    return Epoch(number, order, generator.integers(0, 2 * PADDING + 1, (images, 2)), generator.random(images) < 0.5)
+    shifts = generator.integers(0, 2 * padding + 1, (images, 2))
+    return Epoch(number, order, padding, shifts, (generator.random(images) < 0.5) & mirror)
 
 
 def split_off(images: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +66,8 @@ def augmented(images: np.ndarray, plan: Epoch, first: int, count: int) -> np.nda
     positions = slice(first, first + count)
     chosen = images[plan.order[positions]]
     height, width = chosen.shape[1:3]
-    padded = np.pad(chosen, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+    around = (plan.padding, plan.padding)
+    padded = np.pad(chosen, ((0, 0), around, around, (0, 0)))
     shifts, mirrored = plan.shifts[positions], plan.mirrored[positions, np.newaxis]
     across = np.where(mirrored, np.arange(width)[::-1], np.arange(width))
     rows, columns = shifts[:, :1] + np.arange(height), shifts[:, 1:] + across

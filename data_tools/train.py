@@ -1,8 +1,9 @@
 """Networks trained under discrete Gaussian noise: `python -m intsmooth_ref.data_tools.train DATA --out FOLDER`.
 
-DATA is a dataset file with a split "train", of which a part is held out. The networks are those of `resnet`. After each
-epoch FOLDER gets two files, each of which is whole at any time:
+DATA is a dataset file with a split "train", of which a part is held out. The network is one of `architectures`, or any
+float model. After each epoch FOLDER gets three files, each of which is whole at any time:
 
+    float.h5        the float model of the moving average of the weights: what to quantize
     checkpoint.pt   weights, their moving average, momentum, the settings and the log; `--resume` goes on from it
     log.jsonl       a line an epoch: loss, accuracy under noise on training and on held-out images, seconds
 
@@ -35,35 +36,36 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from fractions import Fraction
 from functools import partial
 from math import cos, isfinite, pi
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
 
 import numpy as np
 
 from intsmooth_ref.cli.arguments import integer_from, rational
 from intsmooth_ref.cli.interruption import Interruption
 from intsmooth_ref.cli.progress import Progress
+from intsmooth_ref.data_tools.architectures import ARCHITECTURES, architecture
 from intsmooth_ref.data_tools.augmentation import HELD_OUT, TRAINING, Epoch, augmented, epoch, noisy_copies, split_off
-from intsmooth_ref.data_tools.resnet import DEPTHS, logits, residual_network
+from intsmooth_ref.data_tools.float_file import load_float_model, save_float_model
+from intsmooth_ref.data_tools.float_model import FloatModel
 from intsmooth_ref.dataset import Dataset, load_dataset
 from intsmooth_ref.errors import DatasetError, IntsmoothError, ParameterError
 from intsmooth_ref.noise.distributions import discrete_gaussian
-from intsmooth_ref.noise.sampler import NoiseTable, noise_table
+from intsmooth_ref.noise.sampler import SEEDS, NoiseTable, noise_table
+from intsmooth_ref.strict_hdf5 import SIGNATURE
 
 if TYPE_CHECKING:
     import torch
 
-FORMAT = "intsmooth-ref training 1"
-CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+FORMAT = "intsmooth-ref training 2"
+CHECKPOINT, LOG, FLOAT_MODEL = "checkpoint.pt", "log.jsonl", "float.h5"
 
 FULL_SCALE = 255
-#: PyTorch's generator takes no more.
-SEEDS = 1 << 63
 MOMENTUM = 0.9
 #: Of the steps, while the learning rate rises.
 WARM_UP = 0.1
@@ -79,11 +81,12 @@ class Settings:
     """All that decides the weights, beside PyTorch's version and the processor; `--resume` asks for the same.
 
     Attributes:
-        depth: of the network.
+        network: what is trained: its architecture and width, or the SHA-256 of the file that describes it.
         sigma: grey levels, an exact rational as text.
         images: SHA-256 of the training images.
         labels: SHA-256 of their labels.
-        initial: SHA-256 of the checkpoint whose weights are the first, or "".
+        initial: SHA-256 of the file whose weights are the first, or "".
+        mirror: whether half of the images are mirrored.
         held_out: images that are not trained on.
         shards: parts of a batch that are computed side by side.
         bfloat16: whether convolutions are computed in that type; weights are kept in float32.
@@ -91,7 +94,7 @@ class Settings:
     The others: equation (1), the optimizer's, and the seed of all that is random.
     """
 
-    depth: int
+    network: str
     sigma: str
     images: str
     labels: str
@@ -105,6 +108,7 @@ class Settings:
     entropy: float
     label_smoothing: float
     average: float
+    mirror: bool
     held_out: int
     shards: int
     bfloat16: bool
@@ -116,14 +120,14 @@ class State:
     """What changes while training.
 
     Attributes:
-        layers: the network.
-        average: the moving average of its weights and of its batch norm's statistics.
+        network: what is trained.
+        average: the same with the moving average of its weights and of its batch norm's statistics.
         optimizer: holds the momentum.
         records: of the epochs done, as in the log.
     """
 
-    layers: torch.nn.ModuleDict
-    average: torch.nn.ModuleDict
+    network: torch.nn.Module
+    average: torch.nn.Module
     optimizer: torch.optim.SGD
     records: list[dict[str, Any]]
 
@@ -172,6 +176,10 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 class Trainer:
     """Trains and judges a network, epoch by epoch: the threads, one a shard, and what they need.
 
+    The network is any module that is called with grey levels, an int32 tensor `(N, H, W, C)`, and gives the scores
+    `(N, classes)`: it does its own scaling. All its parameters that ask for a gradient count in the scores. All its
+    buffers of floats are statistics, of which each shard has its own and gets the mean.
+
     Raises:
         ParameterError: if there are too few images for one batch.
     """
@@ -184,7 +192,7 @@ class Trainer:
         if self.steps_per_epoch == 0:
             found = f"{len(source.trained_on)} images to train on"
             raise ParameterError(f"found {found}; expected one batch of {settings.batch} at least")
-        self._parameters = list(state.layers.parameters())
+        self._parameters = [parameter for parameter in state.network.parameters() if parameter.requires_grad]
         # one thread a shard, and one that prepares the next batch
         one_thread = partial(torch.set_num_threads, 1)
         self._pool = ThreadPoolExecutor(settings.shards + 1, initializer=one_thread)
@@ -204,7 +212,8 @@ class Trainer:
         """
         settings, began = self.settings, time.monotonic()
         number = len(self.state.records)
-        plan = epoch(number, len(self.source.trained_on), settings.seed)
+        height = self.source.images.shape[1]
+        plan = epoch(number, len(self.source.trained_on), height, settings.seed, settings.mirror)
         loss, right, steps = 0.0, 0, self.steps_per_epoch
         shards = self._shards()
         upcoming = self._pool.submit(self._batch, plan, 0)
@@ -229,23 +238,23 @@ class Trainer:
         }
         self.state.records.append({key: _short(value) for key, value in record.items()})
 
-    def _shards(self) -> list[torch.nn.ModuleDict]:
+    def _shards(self) -> list[torch.nn.Module]:
         """The network, and copies that share its weights and have batch norm statistics of their own."""
-        layers = self.state.layers.train()
-        shared = {id(parameter): parameter for parameter in self._parameters}
-        return [layers] + [copy.deepcopy(layers, dict(shared)) for _ in range(self.settings.shards - 1)]
+        network = self.state.network.train()
+        shared = {id(parameter): parameter for parameter in network.parameters()}
+        return [network] + [copy.deepcopy(network, dict(shared)) for _ in range(self.settings.shards - 1)]
 
     def _batch(self, plan: Epoch, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Noisy images `(copies, BATCH, H, W, C)`, int32, and their labels."""
         settings, source, first = self.settings, self.source, step * self.settings.batch
-        trained_on = Epoch(plan.number, source.trained_on[plan.order], plan.shifts, plan.mirrored)
+        trained_on = replace(plan, order=source.trained_on[plan.order])
         images = augmented(source.images, trained_on, first, settings.batch)
         draw = plan.number * settings.copies
         noisy = noisy_copies(images, source.table, settings.seed, TRAINING, draw, settings.copies, first)
         return noisy, source.labels[trained_on.order[first : first + settings.batch]]
 
     def _step(
-        self, shards: Sequence[torch.nn.ModuleDict], images: np.ndarray, labels: np.ndarray, step: int
+        self, shards: Sequence[torch.nn.Module], images: np.ndarray, labels: np.ndarray, step: int
     ) -> tuple[float, int]:
         """One step of the optimizer; the loss, and the number of copies classified right."""
         import torch
@@ -262,11 +271,11 @@ class Trainer:
         state.optimizer.step()
         share_statistics(shards)
         # the first weights, which are random, are forgotten sooner
-        update_average(state.average, state.layers, min(settings.average, (1 + step) / (10 + step)))
+        update_average(state.average, state.network, min(settings.average, (1 + step) / (10 + step)))
         return sum(loss for _, loss, _ in results), sum(right for _, _, right in results)
 
     def _gradient(
-        self, layers: torch.nn.ModuleDict, part: tuple[np.ndarray, np.ndarray]
+        self, network: torch.nn.Module, part: tuple[np.ndarray, np.ndarray]
     ) -> tuple[tuple[torch.Tensor, ...], float, int]:
         """Of a shard, in its part of the batch's mean: the gradient and the loss; and the copies classified right."""
         import torch
@@ -274,7 +283,7 @@ class Trainer:
         images, labels = part
         targets = torch.from_numpy(labels).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16):
-            scores = logits(layers, self.settings.depth, as_tensor(images.reshape(-1, *images.shape[2:]), self.device))
+            scores = network(as_tensor(images.reshape(-1, *images.shape[2:]), self.device))
         scores = scores.float().unflatten(0, images.shape[:2])
         loss = consistent_loss(scores, targets, self.settings) * (len(labels) / self.settings.batch)
         gradients = torch.autograd.grad(loss, self._parameters)
@@ -296,45 +305,44 @@ class Trainer:
         """Noisy copies, and images, that are classified right."""
         import torch
 
-        source, settings = self.source, self.settings
+        source = self.source
         chosen = source.held_out[first : first + HELD_OUT_BATCH]
         images, labels = source.images[chosen], source.labels[chosen]
-        noisy = noisy_copies(images, source.table, settings.seed, HELD_OUT, 0, HELD_OUT_COPIES, first)
+        noisy = noisy_copies(images, source.table, self.settings.seed, HELD_OUT, 0, HELD_OUT_COPIES, first)
         with torch.no_grad():
             classes = [
-                logits(self.state.average, settings.depth, as_tensor(each, self.device)).argmax(dim=1).cpu().numpy()
-                for each in (*noisy, images)
+                self.state.average(as_tensor(each, self.device)).argmax(dim=1).cpu().numpy()
+                for each in (*noisy, images.astype(np.int32))
             ]
         return int((np.stack(classes[:-1]) == labels).sum()), int((classes[-1] == labels).sum())
 
 
-def share_statistics(shards: Sequence[torch.nn.ModuleDict]) -> None:
+def share_statistics(shards: Sequence[torch.nn.Module]) -> None:
     """Give all shards the mean of their batch norm statistics."""
     import torch
 
     for statistics in zip(*(shard.buffers() for shard in shards)):
-        if statistics[0].is_floating_point():  # not the count of batches, in which they agree
+        if statistics[0].is_floating_point():  # no count of batches, in which they agree
             mean = torch.stack(statistics).mean(dim=0)
             for each in statistics:
                 each.copy_(mean)
 
 
-def update_average(average: torch.nn.ModuleDict, layers: torch.nn.ModuleDict, kept: float) -> None:
-    """`average = kept * average + (1 - kept) * layers`, weights and statistics."""
+def update_average(average: torch.nn.Module, network: torch.nn.Module, kept: float) -> None:
+    """`average = kept * average + (1 - kept) * network`, weights and statistics."""
     import torch
 
     with torch.no_grad():
-        for averaged, tensor in zip(average.state_dict().values(), layers.state_dict().values()):
+        for averaged, tensor in zip(average.state_dict().values(), network.state_dict().values()):
             if averaged.is_floating_point():
                 averaged.lerp_(tensor, 1 - kept)
 
 
 def as_tensor(images: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Grey levels `(N, H, W, C)` to fractions of full scale `(N, C, H, W)`, float32, channels last in memory."""
+    """Grey levels, int32 `(N, H, W, C)`, where the network is."""
     import torch
 
-    tensor = torch.from_numpy(np.ascontiguousarray(images)).to(device)
-    return tensor.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last) / FULL_SCALE
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device)
 
 
 def _short(value: Any) -> Any:
@@ -345,21 +353,17 @@ def _short(value: Any) -> Any:
 # --- beginning and checkpoints ----------------------------------------------------------------------------------------
 
 
-def fresh_state(settings: Settings, channels: int, classes: int, device: str) -> State:
-    """A network as its seed makes it."""
+def fresh_state(settings: Settings, network: torch.nn.Module) -> State:
+    """Nothing trained yet. What has two dimensions or more decays: weights do, biases and batch norms do not."""
     import torch
 
-    torch.manual_seed(settings.seed)
-    layers = residual_network(settings.depth, channels, classes).to(device)
-    for parameter in layers.parameters():
-        if parameter.ndim == 4:  # of a convolution: channels last are fastest
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    average = copy.deepcopy(layers).requires_grad_(False).eval()
-    matrices = [parameter for parameter in layers.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in layers.parameters() if parameter.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    average = copy.deepcopy(network).requires_grad_(False).eval()
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    weights = [parameter for parameter in trained if parameter.ndim > 1]
+    others = [parameter for parameter in trained if parameter.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, settings.learning_rate, MOMENTUM, nesterov=True)
-    return State(layers, average, optimizer, [])
+    return State(network, average, optimizer, [])
 
 
 def save_checkpoint(folder: Path, settings: Settings, state: State) -> None:
@@ -369,7 +373,7 @@ def save_checkpoint(folder: Path, settings: Settings, state: State) -> None:
     content = {
         "format": FORMAT,
         "settings": asdict(settings),
-        "layers": state.layers.state_dict(),
+        "network": state.network.state_dict(),
         "average": state.average.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "records": state.records,
@@ -417,26 +421,37 @@ def restore(path: Path, settings: Settings, state: State) -> None:
         if found != value:
             raise ParameterError(f"{path}: found {name} {found!r}; expected {value!r}, for a run that goes on")
     try:
-        state.layers.load_state_dict(content["layers"])
+        state.network.load_state_dict(content["network"])
         state.average.load_state_dict(content["average"])
         state.optimizer.load_state_dict(content["optimizer"])
         state.records[:] = content["records"]
     except CHECKPOINT_ERRORS:
-        raise ParameterError(f"{path}: found weights of another network; expected depth {settings.depth}") from None
+        raise ParameterError(f"{path}: found weights of another network; expected {settings.network}") from None
 
 
 def begin_with(path: Path, state: State) -> None:
-    """Take the averaged weights of another run's checkpoint.
+    """Take the averaged weights of another run's checkpoint, or the weights of a float model file.
 
     Raises:
         ParameterError: if there are none that fit.
+        ModelFormatError: if the float model file breaks a rule of its format.
     """
-    average = read_checkpoint(path).get("average", {})
+    weights = weights_of(path)
     try:
-        state.layers.load_state_dict(average)
-        state.average.load_state_dict(average)
+        state.network.load_state_dict(weights)
+        state.average.load_state_dict(weights)
     except CHECKPOINT_ERRORS:
-        raise ParameterError(f"{path}: found weights of another network; expected the same depth and classes") from None
+        raise ParameterError(f"{path}: found weights of another network; expected those of the same layers") from None
+
+
+def weights_of(path: Path) -> Mapping[str, torch.Tensor]:
+    with path.open("rb") as file:
+        is_float_model = file.read(len(SIGNATURE)) == SIGNATURE
+    if not is_float_model:
+        return read_checkpoint(path).get("average", {})
+    from intsmooth_ref.data_tools.torch_network import TorchNetwork
+
+    return TorchNetwork(load_float_model(path)).state_dict()
 
 
 # --- the program ------------------------------------------------------------------------------------------------------
@@ -447,18 +462,26 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def settings_of(options: argparse.Namespace, dataset: Dataset) -> Settings:
-    """Raises ParameterError where options contradict each other, or the images."""
+def settings_of(options: argparse.Namespace, dataset: Dataset, network: str) -> Settings:
+    """The settings that the options make for a network of this description.
+
+    Raises:
+        ParameterError: where options contradict each other, or the images.
+    """
     chosen = {name: getattr(options, name) for name in Settings.__dataclass_fields__ if hasattr(options, name)}
     chosen["sigma"] = str(options.sigma * FULL_SCALE)
-    chosen["initial"] = hashlib.sha256(options.init.read_bytes()).hexdigest() if options.init else ""
+    chosen["initial"] = sha256_of(options.init) if options.init else ""
     if options.seed >= SEEDS:
         raise ParameterError(f"--seed {options.seed}: expected 0 to {SEEDS - 1}")
     if options.batch < options.shards:
         raise ParameterError(f"batch {options.batch}: expected an image a shard at least, and {options.shards} shards")
     if options.held_out >= len(dataset.images):
         raise ParameterError(f"--held-out {options.held_out}: expected fewer than the {len(dataset.images)} images")
-    return Settings(images=dataset.sha256, labels=dataset.labels_sha256, **chosen)
+    return Settings(network=network, images=dataset.sha256, labels=dataset.labels_sha256, **chosen)
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_training_images(path: Path) -> Dataset:
@@ -490,20 +513,100 @@ def usable_device(name: str | None) -> str:
     return name
 
 
+def chosen_model(options: argparse.Namespace, dataset: Dataset) -> FloatModel:
+    """What the options name: a new network for these images, or the float model of a file.
+
+    Raises:
+        ParameterError: if the float model is not for these images, or the architecture impossible.
+        ModelFormatError: if the file breaks a rule of its format.
+    """
+    if options.model is None:
+        names = dataset.class_names
+        classes = len(names) or int(dataset.labels.max()) + 1
+        model = architecture(options.architecture, dataset.images.shape[1:], classes, options.width, options.seed)
+        return replace(model, class_names=names)
+    if options.width != 1:
+        raise ParameterError(f"--width {options.width}: expected none beside --model, which has widths of its own")
+    return load_model_for(dataset, options.model)
+
+
+def load_model_for(dataset: Dataset, path: Path) -> FloatModel:
+    """The float model of a file, for these images.
+
+    Raises:
+        ParameterError: if it is for others.
+        ModelFormatError: if the file breaks a rule of its format.
+    """
+    shape, names, labels = dataset.images.shape[1:], dataset.class_names, int(dataset.labels.max()) + 1
+    model = load_float_model(path)
+    if names:
+        fits = model.classes == len(names) and model.class_names in ((), names)
+    else:
+        fits = model.classes >= labels
+    if model.input.shape != shape or not fits:
+        found = f"images {model.input.shape} and classes {', '.join(model.class_names)[:100] or model.classes}"
+        raise ParameterError(f"{path}: found {found}; expected images {shape} and the classes of DATA")
+    return model if model.class_names else replace(model, class_names=names)
+
+
 def run(options: argparse.Namespace) -> None:
-    """Train, from the beginning or from a checkpoint, to the last epoch."""
+    """Train a float model, from the beginning or from a checkpoint, to the last epoch."""
+    from intsmooth_ref.data_tools.torch_network import TorchNetwork, to_float_model
+
+    dataset = load_training_images(options.data)
+    model = chosen_model(options, dataset)
+    described_as = f"{options.architecture}, width {options.width}"
+    if options.model:
+        described_as = f"float model {sha256_of(options.model)}"
+    settings, output = settings_of(options, dataset, described_as), options.out / FLOAT_MODEL
+    expect_free(output, options.resume, options.model, options.init)
+
+    def write_model(state: State) -> None:
+        trained = to_float_model(state.average, model)
+        save_float_model(output, replace(trained, provenance=provenance_of("train", settings, state)))
+
+    train_to_the_end(options, settings, dataset, TorchNetwork(model), write_model)
+
+
+def expect_free(output: Path, resume: bool, *sources: Path | None) -> None:
+    """Raise a ParameterError if a model would be overwritten that is not of this run."""
+    if not output.exists():
+        return
+    if any(source is not None and output.samefile(source) for source in sources):
+        raise ParameterError(f"{output}: found the file to begin with, to be overwritten; expected another --out")
+    if not resume:
+        raise ParameterError(f"{output}: found a file already; expected none, or the option --resume")
+
+
+def provenance_of(program: str, settings: Settings, state: State) -> str:
+    """Of the model that is written after an epoch."""
+    import torch
+
+    return (
+        f"intsmooth_ref.data_tools.{program}, PyTorch {torch.__version__}, epoch {len(state.records)} of "
+        f"{settings.epochs}, moving average of the weights; settings {json.dumps(asdict(settings))}"
+    )
+
+
+def train_to_the_end(
+    options: argparse.Namespace, settings: Settings, dataset: Dataset, network: torch.nn.Module,
+    write_model: Callable[[State], None],
+) -> None:  # fmt: skip
+    """Train a network as `Trainer` describes it, from its weights or from a checkpoint, to the last epoch.
+
+    Args:
+        options: those of `add_training_options`, from which the settings come.
+        write_model: called after each epoch, before the checkpoint is written: so a model is never older than that.
+    """
     import torch
 
     torch.set_num_threads(1)  # the shards' threads do the work
     device = usable_device(options.device)
-    dataset = load_training_images(options.data)
-    settings = settings_of(options, dataset)
     checkpoint = options.out / CHECKPOINT
     if checkpoint.exists() and not options.resume:
         raise ParameterError(f"{checkpoint}: found a checkpoint already; expected none, or the option --resume")
     options.out.mkdir(parents=True, exist_ok=True)
-    classes = len(dataset.class_names) or int(dataset.labels.max()) + 1
-    state = fresh_state(settings, dataset.images.shape[3], classes, device)
+    state = fresh_state(settings, network.to(device))
     if checkpoint.exists():
         restore(checkpoint, settings, state)
     elif options.init:
@@ -518,6 +621,7 @@ def run(options: argparse.Namespace) -> None:
         try:
             while len(state.records) < settings.epochs:
                 trainer.epoch(progress.samples, interruption.check)
+                write_model(state)
                 save_checkpoint(options.out, settings, state)
                 progress.image()
                 progress.clear()
@@ -556,40 +660,59 @@ def argument_parser() -> argparse.ArgumentParser:
         description=f"{summary.partition(':')[0]}.\n\n{details}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("data", type=Path, metavar="DATA", help='a dataset file with a split "train"')
+    network = parser.add_mutually_exclusive_group()
+    network.add_argument("--architecture", choices=tuple(ARCHITECTURES), default="resnet20", metavar="NAME",
+                         help=f"one of {', '.join(ARCHITECTURES)} (default: %(default)s)")  # fmt: skip
+    network.add_argument("--model", type=Path, metavar="FLOAT.h5", help="train this float model, beginning as it is")
+    parser.add_argument("--width", type=rational, default=Fraction(1), metavar="W",
+                        help="multiplies the channels of an architecture (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--bfloat16", action="store_true",
+                        help="compute convolutions in this type: faster where the processor has it")  # fmt: skip
+    add_training_options(parser)
+    return parser
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """All options but `--bfloat16` and those that name images and network; a caller may set other defaults."""
     add = parser.add_argument
     natural, small, any_size = integer_from(1), number_from_zero(1), number_from_zero(float("inf"))
-    add("data", type=Path, metavar="DATA", help='a dataset file with a split "train"')
-    add("--out", type=Path, required=True, metavar="FOLDER", help="where checkpoint and log go")
-    add("--depth", type=int, choices=DEPTHS, default=20, help="of the network (default: 20)")
+    default = "(default: %(default)s)"
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where model, checkpoint and log go")
     add("--sigma", type=rational, default=Fraction(1, 4), metavar="S",
-        help="noise as a fraction of full scale (default: 0.25)")  # fmt: skip
-    add("--epochs", type=natural, default=100, help="passes over the images (default: 100)")
-    add("--batch", type=natural, default=256, help="images in a batch, whatever their copies (default: 256)")
-    add("--learning-rate", type=any_size, default=0.2, metavar="R", help="its peak (default: 0.2)")
-    add("--weight-decay", type=any_size, default=2e-4, metavar="D", help="of convolutions and scores (default: 2e-4)")
-    add("--copies", type=natural, default=2, metavar="M", help="noisy copies of an image (default: 2)")
-    add("--consistency", type=any_size, default=5.0, metavar="W", help="its weight, if M > 1 (default: 5)")
-    add("--entropy", type=any_size, default=0.5, metavar="W", help="its weight, if M > 1 (default: 0.5)")
-    add("--label-smoothing", type=small, default=0.0, metavar="E", help="(default: 0)")
+        help=f"noise as a fraction of full scale {default}")  # fmt: skip
+    add("--epochs", type=natural, default=100, help=f"passes over the images {default}")
+    add("--batch", type=natural, default=256, help=f"images in a batch, whatever their copies {default}")
+    add("--learning-rate", type=any_size, default=0.2, metavar="R", help=f"its peak {default}")
+    add("--weight-decay", type=any_size, default=2e-4, metavar="D", help=f"of convolutions and scores {default}")
+    add("--copies", type=natural, default=2, metavar="M", help=f"noisy copies of an image {default}")
+    add("--consistency", type=any_size, default=5.0, metavar="W", help=f"its weight, if M > 1 {default}")
+    add("--entropy", type=any_size, default=0.5, metavar="W", help=f"its weight, if M > 1 {default}")
+    add("--label-smoothing", type=small, default=0.0, metavar="E", help=default)
     add("--average", type=small, default=0.999, metavar="D",
-        help="of the moving average of the weights, what a step keeps (default: 0.999)")  # fmt: skip
+        help=f"of the moving average of the weights, what a step keeps {default}")  # fmt: skip
+    add("--mirror", action=argparse.BooleanOptionalAction, default=True,
+        help="mirror half of the images, unless told not to, as digits and signs need it")  # fmt: skip
     add("--held-out", type=integer_from(0), default=1000, metavar="N",
-        help="images of the split that are not trained on but judged (default: 1000)")  # fmt: skip
+        help=f"images of the split that are not trained on but judged {default}")  # fmt: skip
     add("--shards", type=natural, default=2, metavar="N",
-        help="parts of a batch, each with a thread: best the number of cores, or 1 on a GPU (default: 2)")  # fmt: skip
-    add("--bfloat16", action="store_true", help="compute convolutions in this type: faster where the processor has it")
-    add("--seed", type=integer_from(0), default=0, help="0 to 2**63-1, of all that is random (default: 0)")
-    add("--init", type=Path, metavar="CHECKPOINT", help="begin with the averaged weights of another run")
+        help=f"parts of a batch, each with a thread: best the number of cores, or 1 on a GPU {default}")  # fmt: skip
+    add("--seed", type=integer_from(0), default=0, help=f"0 to 2**64-1, of all that is random {default}")
+    add("--init", type=Path, metavar="FILE",
+        help="begin with the averaged weights of another run's checkpoint, or with those of a float model")  # fmt: skip
     add("--resume", action="store_true", help="go on from the checkpoint in FOLDER, if there is one")
     add("--device", help="of PyTorch (default: cuda where there is one, else cpu)")
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit status."""
-    options = argument_parser().parse_args(arguments)
+    return status_of(run, argument_parser().parse_args(arguments))
+
+
+def status_of(program: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Run a program that trains; whatever goes wrong is one line and an exit status."""
     try:
-        run(options)
+        program(options)
     except ImportError as problem:
         say(f"error: {problem}; training needs the extra `train`: pip install 'intsmooth_ref[train]'")
         return 1

@@ -11,12 +11,16 @@ from dataclasses import replace
 from fractions import Fraction
 from math import exp, log
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from intsmooth_ref.data_tools import augmentation, resnet, train
-from intsmooth_ref.data_tools.augmentation import PADDING, TRAINING, augmented, epoch, noisy_copies, split_off
+from intsmooth_ref.data_tools import augmentation, train
+from intsmooth_ref.data_tools.architectures import architecture
+from intsmooth_ref.data_tools.augmentation import TRAINING, augmented, epoch, noisy_copies, split_off
+from intsmooth_ref.data_tools.float_file import load_float_model, save_float_model
+from intsmooth_ref.data_tools.float_model import Conv2D, arrays
 from intsmooth_ref.dataset import Dataset, save_dataset
 from intsmooth_ref.errors import ParameterError
 from intsmooth_ref.noise.distributions import discrete_gaussian
@@ -24,12 +28,14 @@ from intsmooth_ref.noise.sampler import noise_table, sample
 
 torch = pytest.importorskip("torch")
 
+from intsmooth_ref.data_tools.torch_network import TorchNetwork  # noqa: E402  (needs PyTorch)
+
 IMAGES, SIDE = 40, 8
 TABLE = noise_table(discrete_gaussian(Fraction(255, 8)))
 SETTINGS = train.Settings(
-    depth=8, sigma="255/8", images="", labels="", initial="", epochs=3, batch=8, learning_rate=0.1, weight_decay=1e-3,
-    copies=2, consistency=3.0, entropy=0.5, label_smoothing=0.0, average=0.9, held_out=8, shards=2, bfloat16=False,
-    seed=5,
+    network="resnet8, width 1", sigma="255/8", images="", labels="", initial="", epochs=3, batch=8, learning_rate=0.1,
+    weight_decay=1e-3, copies=2, consistency=3.0, entropy=0.5, label_smoothing=0.0, average=0.9, mirror=True,
+    held_out=8, shards=2, bfloat16=False, seed=5,
 )  # fmt: skip
 
 
@@ -40,11 +46,15 @@ def two_kinds_of_images() -> tuple[np.ndarray, np.ndarray]:
     return (noise + 180 * labels[:, None, None, None]).astype(np.uint8), labels
 
 
-def started(settings: train.Settings) -> train.Trainer:
+def fresh_state(settings: train.Settings) -> train.State:
+    return train.fresh_state(settings, TorchNetwork(architecture("resnet8", (SIDE, SIDE, 3), 2, seed=settings.seed)))
+
+
+def started(settings: train.Settings, state: train.State | None = None) -> train.Trainer:
     torch.set_num_threads(1)
     images, labels = two_kinds_of_images()
     source = train.Source(images, labels, *split_off(IMAGES, settings.held_out, settings.seed), TABLE)
-    return train.Trainer(settings, source, train.fresh_state(settings, 3, 2, "cpu"), "cpu")
+    return train.Trainer(settings, source, state or fresh_state(settings), "cpu")
 
 
 def run_epochs(trainer: train.Trainer, count: int) -> train.Trainer:
@@ -57,7 +67,7 @@ def weights(trainer: train.Trainer) -> list[bytes]:
     """The bits of the network, of its average and of the momentum."""
     state = trainer.state
     momenta = [entry["momentum_buffer"] for entry in state.optimizer.state_dict()["state"].values()]
-    tensors = [*state.layers.state_dict().values(), *state.average.state_dict().values(), *momenta]
+    tensors = [*state.network.state_dict().values(), *state.average.state_dict().values(), *momenta]
     return [tensor.contiguous().numpy().tobytes() for tensor in tensors]
 
 
@@ -89,25 +99,44 @@ def test_no_random_word_is_one_of_a_certification() -> None:
 
 def test_an_image_is_shifted_mirrored_and_padded_with_black() -> None:
     images, _ = two_kinds_of_images()
-    plan = epoch(4, IMAGES, seed=2)
+    plan = epoch(4, IMAGES, 24, seed=2, mirror=True)  # as of taller images: more black
     found = augmented(images, plan, 10, 20)
     for place, position in enumerate(range(10, 30)):
         down, right = (int(each) for each in plan.shifts[position])
         for row in range(SIDE):
             for column in range(SIDE):
-                y = row + down - PADDING
-                x = (SIDE - 1 - column if plan.mirrored[position] else column) + right - PADDING
+                y = row + down - plan.padding
+                x = (SIDE - 1 - column if plan.mirrored[position] else column) + right - plan.padding
                 inside = 0 <= y < SIDE and 0 <= x < SIDE
                 expected = images[plan.order[position], y, x] if inside else np.zeros(3)
                 assert np.array_equal(found[place, row, column], expected)
 
 
 def test_an_epoch_takes_every_image_once_in_an_order_of_its_own() -> None:
-    plans = [epoch(number, 1000, 3) for number in range(2)]
+    plans = [epoch(number, 1000, 32, 3, True) for number in range(2)]
     for plan in plans:
         assert np.array_equal(np.sort(plan.order), np.arange(1000))
-        assert plan.shifts.min() == 0 and plan.shifts.max() == 2 * PADDING and set(plan.mirrored) == {False, True}
+        assert plan.shifts.min() == 0 and plan.shifts.max() == 8 and set(plan.mirrored) == {False, True}
     assert not np.array_equal(plans[0].order, plans[1].order)
+
+
+def test_what_happens_to_an_image_of_32_pixels_is_what_the_module_says() -> None:
+    plan, generator = epoch(7, 50, 32, 3, True), np.random.default_rng((3, 0, 7))
+    assert np.array_equal(plan.order, generator.permutation(50))
+    assert np.array_equal(plan.shifts, generator.integers(0, 9, (50, 2)))
+    assert np.array_equal(plan.mirrored, generator.random(50) < 0.5)
+
+
+@pytest.mark.parametrize("height, padding", [(64, 8), (32, 4), (28, 3), (8, 1), (7, 0)])
+def test_images_are_shifted_by_an_eighth_of_their_height(height: int, padding: int) -> None:
+    plan = epoch(0, 1000, height, 3, True)
+    assert plan.padding == padding and plan.shifts.min() == 0 and plan.shifts.max() == 2 * padding
+
+
+def test_without_mirrors_nothing_else_changes() -> None:
+    mirrored, plain = (epoch(2, 100, 32, 3, mirror) for mirror in (True, False))
+    assert np.array_equal(mirrored.order, plain.order) and np.array_equal(mirrored.shifts, plain.shifts)
+    assert mirrored.mirrored.any() and not plain.mirrored.any()
 
 
 def test_what_is_held_out_is_never_trained_on() -> None:
@@ -118,7 +147,7 @@ def test_what_is_held_out_is_never_trained_on() -> None:
     marked[trainer.source.held_out] = 255
     marked[trainer.source.trained_on] = 0
     trainer.source = replace(trainer.source, images=marked)
-    plan = epoch(1, len(trainer.source.trained_on), SETTINGS.seed)
+    plan = epoch(1, len(trainer.source.trained_on), SIDE, SETTINGS.seed, True)
     for step in range(trainer.steps_per_epoch):
         noisy, labels = trainer._batch(plan, step)
         order = plan.order[8 * step : 8 * step + 8]
@@ -128,7 +157,7 @@ def test_what_is_held_out_is_never_trained_on() -> None:
     trainer.close()
 
 
-# --- loss, schedule, network ------------------------------------------------------------------------------------------
+# --- loss, schedule ---------------------------------------------------------------------------------------------------
 
 
 def loss_by_definition(scores: np.ndarray, labels: np.ndarray, consistency: float, entropy: float) -> float:
@@ -169,76 +198,21 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
     assert 0 < rates[-1] < 1e-4
 
 
-@pytest.mark.parametrize("depth", resnet.DEPTHS)
-def test_a_network_has_the_layers_that_its_depth_counts(depth: int) -> None:
-    blocks = list(resnet.blocks(depth))
-    assert 2 * len(blocks) + 2 == depth
-    assert [block.name for block in blocks if not block.keeps_shape] == ["stage2_1", "stage3_1"]
-
-
-def test_resnet_20_has_the_parameters_of_the_paper_and_two_shortcuts() -> None:
-    network = resnet.residual_network(20, 3, 10)
-    convolutions = 3 * 16 * 9 + 6 * 16 * 16 * 9 + 16 * 32 * 9 + 5 * 32 * 32 * 9 + 32 * 64 * 9 + 5 * 64 * 64 * 9
-    shortcuts = 16 * 32 + 32 * 64
-    norms = 2 * (7 * 16 + 6 * 32 + 6 * 64 + 32 + 64)
-    assert sum(parameter.numel() for parameter in network.parameters()) == convolutions + shortcuts + norms + 650
-
-
-def test_a_folded_convolution_computes_what_its_batch_norm_would() -> None:
-    generator = torch.Generator().manual_seed(0)
-    layer = resnet.residual_network(8, 3, 10)["stage2_1_conv1"].double().eval()
-    with torch.no_grad():
-        for tensor in (layer[1].weight, layer[1].bias, layer[1].running_mean, layer[1].running_var):
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-        x = torch.randn(2, 16, 9, 9, generator=generator, dtype=torch.float64)
-        weights, bias = resnet.folded(layer)
-        kernels = torch.from_numpy(weights.transpose(0, 3, 1, 2).copy())
-        folded = torch.nn.functional.conv2d(x, kernels, torch.from_numpy(bias), stride=2, padding=1)
-        assert torch.allclose(folded, layer(x), rtol=1e-12, atol=1e-12)
-
-
-def test_a_network_computes_the_equations_of_its_blocks() -> None:
-    from torch.nn.functional import conv2d
-
-    generator = torch.Generator().manual_seed(1)
-    network = resnet.residual_network(8, 3, 10).double().eval()
-    for tensor in network.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + (tensor.ndim < 2) * 0.5)
-            tensor -= 0.5 * (tensor.ndim == 4)
-
-    def convolved(name: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
-        weights, bias = (torch.from_numpy(array.copy()) for array in resnet.folded(network[name]))
-        return conv2d(x, weights.permute(0, 3, 1, 2), bias, stride, weights.shape[1] // 2)
-
-    images = torch.rand(2, 3, 12, 12, generator=generator, dtype=torch.float64)
-    x = convolved("stem", images).clamp_min(0)
-    y = convolved("stage1_1_conv2", convolved("stage1_1_conv1", x).clamp_min(0))
-    x = (y + x).clamp_min(0)
-    for stage in ("stage2_1", "stage3_1"):
-        y = convolved(f"{stage}_conv2", convolved(f"{stage}_conv1", x, 2).clamp_min(0))
-        x = (y + convolved(f"{stage}_shortcut", x, 2)).clamp_min(0)
-    scores = x.sum(dim=(2, 3)) / (x.shape[2] * x.shape[3]) @ network["scores"].weight.T + network["scores"].bias
-    assert torch.allclose(resnet.logits(network, 8, images), scores, rtol=1e-10, atol=1e-10)
-    assert (x == 0).any() and (x > 0).any()  # both branches of the last ReLU
-
-
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_batch_steps_along_the_mean_gradient_of_its_shards() -> None:
     settings = replace(SETTINGS, weight_decay=0.0)
-    trainer, twin = started(settings), train.fresh_state(settings, 3, 2, "cpu")
-    images, labels = trainer._batch(epoch(0, 32, settings.seed), 0)
+    trainer, twin = started(settings), fresh_state(settings)
+    images, labels = trainer._batch(epoch(0, 32, SIDE, settings.seed, True), 0)
     shards = trainer._shards()
     trainer._step(shards, images, labels, 0)
     losses = []
     for part in (slice(0, 4), slice(4, 8)):
-        shard = torch.from_numpy(images[:, part].reshape(8, SIDE, SIDE, 3)).permute(0, 3, 1, 2).float() / 255
-        scores = resnet.logits(twin.layers, 8, shard).unflatten(0, (2, 4))
+        scores = twin.network(torch.from_numpy(images[:, part].reshape(8, SIDE, SIDE, 3))).unflatten(0, (2, 4))
         losses.append(train.consistent_loss(scores, torch.from_numpy(labels[part]), settings))
     (sum(losses) / 2).backward()
-    for parameter, expected in zip(trainer.state.layers.parameters(), twin.layers.parameters()):
+    for parameter, expected in zip(trainer.state.network.parameters(), twin.network.parameters()):
         assert torch.allclose(parameter.grad, expected.grad, rtol=1e-4, atol=1e-6)
     for first, second in zip(*(shard.buffers() for shard in shards)):
         assert torch.equal(first, second)
@@ -288,8 +262,11 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_in_the_same_bits(tmp_path: Pa
         trainer.close()
 
 
-def test_another_seed_gives_other_weights() -> None:
-    first, second = (run_epochs(started(replace(SETTINGS, seed=seed)), 1) for seed in (5, 6))
+@pytest.mark.parametrize("change", [{"seed": 6}, {"mirror": False}])
+def test_another_seed_and_other_images_give_other_weights(change: dict[str, Any]) -> None:
+    same_start = fresh_state(SETTINGS)
+    first = run_epochs(started(SETTINGS), 1)
+    second = run_epochs(started(replace(SETTINGS, **change), same_start), 1)
     assert weights(first) != weights(second)
     first.close()
     second.close()
@@ -324,26 +301,73 @@ def test_shards_share_the_mean_of_their_statistics() -> None:
 
 
 def test_the_average_moves_by_what_is_not_kept() -> None:
-    state = train.fresh_state(SETTINGS, 3, 2, "cpu")
+    state = fresh_state(SETTINGS)
     with torch.no_grad():
-        for network, value in ((state.average, 8.0), (state.layers, 16.0)):
+        for network, value in ((state.average, 8.0), (state.network, 16.0)):
             for tensor in network.state_dict().values():
                 tensor.fill_(value)
-    train.update_average(state.average, state.layers, 0.75)
+    train.update_average(state.average, state.network, 0.75)
     found = [tensor for tensor in state.average.state_dict().values() if tensor.is_floating_point()]
     assert len(found) > 20 and all((tensor == 10).all() for tensor in found)
+
+
+# --- any network ------------------------------------------------------------------------------------------------------
+
+
+class Brightness(torch.nn.Module):
+    """Scores of the mean grey level: no batch norm, no buffers, and a parameter that is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.zeros(2))
+        self.middle = torch.nn.Parameter(torch.tensor(0.5), requires_grad=False)
+        self.seen: list[tuple[torch.dtype, tuple[int, ...]]] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen.append((images.dtype, images.shape[1:]))
+        return (images.float().mean(dim=(1, 2, 3))[:, None] / 255 - self.middle) * self.gain
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_any_module_is_trained_that_takes_grey_levels(shards: int) -> None:
+    settings = replace(SETTINGS, shards=shards, learning_rate=2.0, epochs=4)
+    network = Brightness()
+    trainer = run_epochs(started(settings, train.fresh_state(settings, network)), 4)
+    assert set(network.seen) == {(torch.int32, (SIDE, SIDE, 3))}
+    assert set(trainer.state.average.seen) == {(torch.int32, (SIDE, SIDE, 3))}
+    assert trainer.state.records[-1]["held_out_noisy_accuracy"] == 1.0
+    assert network.gain[1] > 0 > network.gain[0] and network.middle == 0.5
+    trainer.close()
+
+
+def test_what_has_one_dimension_does_not_decay() -> None:
+    state = fresh_state(SETTINGS)
+    decay, none = state.optimizer.param_groups
+    assert decay["weight_decay"] == SETTINGS.weight_decay and none["weight_decay"] == 0
+    assert {each.ndim for each in decay["params"]} == {2, 4} and {each.ndim for each in none["params"]} == {1}
+    assert len(decay["params"]) + len(none["params"]) == len(list(state.network.parameters()))
 
 
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
 def arguments(tmp_path: Path, *more: str) -> list[str]:
+    """Few epochs of a small network, or of what `more` names."""
     images, labels = two_kinds_of_images()
     data = tmp_path / "data.h5"
     if not data.exists():
         save_dataset(data, [Dataset(images, labels, ("dark", "bright"), "made for a test", "train")])
-    few = ["--depth", "8", "--epochs", "2", "--batch", "8", "--held-out", "8", "--sigma", "1/8"]
-    return [str(data), "--out", str(tmp_path / "run"), *few, *more]
+    few = ["--epochs", "2", "--batch", "8", "--held-out", "8", "--sigma", "1/8"]
+    network = [] if "--model" in more else ["--architecture", "resnet8"]
+    return [str(data), "--out", str(tmp_path / "run"), *few, *network, *more]
+
+
+def started_like_the_program(tmp_path: Path) -> train.Trainer:
+    """At the first of two epochs, as `arguments` has it."""
+    content = train.read_checkpoint(tmp_path / "run" / train.CHECKPOINT)
+    settings = train.Settings(**content["settings"])
+    model = architecture("resnet8", (SIDE, SIDE, 3), 2, seed=settings.seed)
+    return started(settings, train.fresh_state(settings, TorchNetwork(model)))
 
 
 def test_the_program_trains_and_fine_tunes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -354,23 +378,115 @@ def test_the_program_trains_and_fine_tunes(tmp_path: Path, capsys: pytest.Captur
     first = tmp_path / "run" / train.CHECKPOINT
     before = train.read_checkpoint(first)
     assert train.main(arguments(tmp_path)) == 1
+    assert "float.h5: found a file already; expected none, or the option --resume" in capsys.readouterr().err
+    (tmp_path / "run" / train.FLOAT_MODEL).unlink()
+    assert train.main(arguments(tmp_path)) == 1
     assert "found a checkpoint already; expected none, or the option --resume" in capsys.readouterr().err
     tuned = arguments(tmp_path, "--init", str(first), "--out", str(tmp_path / "tuned"), "--learning-rate", "0")
     assert train.main(tuned) == 0
     after = train.read_checkpoint(tmp_path / "tuned" / train.CHECKPOINT)
-    for name, tensor in after["layers"].items():
-        if name.endswith("weight"):  # at rate 0 nothing moves: what is found is what it began with
+    for name, tensor in after["network"].items():
+        if not name.endswith(("mean", "variance")):  # at rate 0 nothing moves: what is found is what it began with
             assert torch.equal(tensor, before["average"][name]), name
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_weights_of_another_depth_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_epoch_leaves_the_float_model_of_the_average(tmp_path: Path) -> None:
+    assert train.main(arguments(tmp_path, "--seed", str((1 << 64) - 1))) == 0
+    model = load_float_model(tmp_path / "run" / train.FLOAT_MODEL)
+    average = train.read_checkpoint(tmp_path / "run" / train.CHECKPOINT)["average"]
+    found = TorchNetwork(model).state_dict()
+    assert list(found) == list(average) and all(torch.equal(found[name], average[name]) for name in found)
+    assert model.class_names == ("dark", "bright") and model.input.shape == (SIDE, SIDE, 3)
+    images, _ = two_kinds_of_images()
+    digest = Dataset(images, np.zeros(IMAGES, np.int64), ("dark", "bright"), "", "train").sha256
+    for part in (digest, f"PyTorch {torch.__version__}", "epoch 2 of 2", '"sigma": "255/8"', '"resnet8, width 1"'):
+        assert part in model.provenance
+
+
+@pytest.mark.parametrize("option", ["--init", "--model"])
+def test_a_float_model_is_trained_from_its_weights_on(tmp_path: Path, option: str) -> None:
+    model = architecture("resnet8", (SIDE, SIDE, 3), 2, seed=77)
+    save_float_model(tmp_path / "first.h5", model)
+    command = arguments(tmp_path, "--learning-rate", "0", option, str(tmp_path / "first.h5"))
+    assert train.main(command) == 0
+    tuned = load_float_model(tmp_path / "run" / train.FLOAT_MODEL)
+    for before, after in zip(model.layers, tuned.layers):
+        for name, array in arrays(before).items():
+            assert before.name == after.name
+            moves = before.kind == "BatchNorm" and name in ("mean", "variance")
+            if not moves:
+                np.testing.assert_allclose(arrays(after)[name], array, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("option", ["--init", "--model"])
+def test_the_model_to_begin_with_is_never_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / train.FLOAT_MODEL
+    save_float_model(path, architecture("resnet8", (SIDE, SIDE, 3), 2))
+    before = path.read_bytes()
+    for more in ([], ["--resume"]):
+        assert train.main(arguments(tmp_path, option, str(path), *more)) == 1
+        assert "found the file to begin with, to be overwritten; expected another --out" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_a_run_that_goes_on_writes_the_same_model(tmp_path: Path) -> None:
+    assert train.main(arguments(tmp_path)) == 0
+    assert train.main(arguments(tmp_path, "--out", str(tmp_path / "again"))) == 0
+    trainer = started_like_the_program(tmp_path)
+    run_epochs(trainer, 1)
+    train.save_checkpoint(tmp_path / "again", trainer.settings, trainer.state)
+    trainer.close()
+    (tmp_path / "again" / train.FLOAT_MODEL).unlink()
+    assert train.main(arguments(tmp_path, "--out", str(tmp_path / "again"), "--resume")) == 0
+    first, second = (tmp_path / run / train.FLOAT_MODEL for run in ("run", "again"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["vgg11", "mobilenetv2"])
+def test_other_architectures_are_trained_too_from_weights_of_the_seed(tmp_path: Path, name: str) -> None:
+    few = ["--architecture", name, "--width", "1/8", "--epochs", "1", "--no-mirror"]
+    assert train.main(arguments(tmp_path, *few, "--seed", "3", "--learning-rate", "0")) == 0
+    model = load_float_model(tmp_path / "run" / train.FLOAT_MODEL)
+    expected = architecture(name, (SIDE, SIDE, 3), 2, Fraction(1, 8), seed=3)
+    for layer, first in zip(model.layers, expected.layers, strict=True):
+        assert layer.name == first.name
+        if isinstance(first, Conv2D):  # at rate 0 nothing moves
+            np.testing.assert_allclose(arrays(layer)["weights"], first.weights, rtol=1e-6)
+    assert f'"{name}, width 1/8"' in model.provenance and '"mirror": false' in model.provenance
+
+
+@pytest.mark.parametrize(
+    "shape, classes, names, more, problem",
+    [
+        ((9, 8, 3), 2, (), [], "found images (9, 8, 3) and classes 2; expected images (8, 8, 3)"),
+        ((8, 8, 3), 3, (), [], "and classes 3; expected images (8, 8, 3) and the classes of DATA"),
+        ((8, 8, 3), 2, ("bright", "dark"), [], "and classes bright, dark; expected"),
+        ((8, 8, 3), 2, (), ["--width", "2"], "--width 2: expected none beside --model"),
+    ],
+)
+def test_a_model_for_other_images_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shape: tuple[int, int, int], classes: int,
+    names: tuple[str, ...], more: list[str], problem: str,
+) -> None:  # fmt: skip
+    model = replace(architecture("resnet8", shape, classes), class_names=names)
+    save_float_model(tmp_path / "other.h5", model)
+    command = arguments(tmp_path, "--model", str(tmp_path / "other.h5"), *more)
+    assert train.main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and problem in line
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(arguments(tmp_path)) == 0
     checkpoint = str(tmp_path / "run" / train.CHECKPOINT)
-    deeper = arguments(tmp_path, "--out", str(tmp_path / "b"), "--depth", "20", "--init", checkpoint)
+    deeper = arguments(tmp_path, "--out", str(tmp_path / "b"), "--architecture", "resnet20", "--init", checkpoint)
     assert train.main(deeper) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    assert "found weights of another network; expected the same depth and classes" in line
+    assert "found weights of another network; expected those of the same layers" in line
 
 
 @pytest.mark.slow
@@ -395,7 +511,10 @@ def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(tmp_path: Path) -> None:
         (["--held-out", "40"], "expected fewer than the 40 images"),
         (["--batch", "64"], "found 32 images to train on; expected one batch of 64 at least"),
         (["--init", "nowhere.pt"], "No such file"),
-        (["--seed", str(1 << 63)], "expected 0 to 9223372036854775807"),
+        (["--seed", str(1 << 64)], "expected 0 to 18446744073709551615"),
+        (["--model", "nowhere.h5"], "nowhere.h5"),
+        (["--width", "0"], "width 0: expected a number above zero"),
+        (["--width", "1e6"], "layer 'stem': found weights of shape (16000000, 3, 3, 3)"),
         (["--device", "abacus"], "--device abacus: found none that works"),
         (["--learning-rate", "1e30"], "in step 2 of epoch 1; expected a number: a lower --learning-rate may help"),
     ],
@@ -408,7 +527,10 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     assert line.startswith("error: ") and problem in line
 
 
-@pytest.mark.parametrize("option", ["--depth=19", "--sigma=x", "--epochs=0", "--average=1", "--consistency=-1"])
+@pytest.mark.parametrize(
+    "option",
+    ["--architecture=resnet19", "--model=x", "--width=x", "--sigma=x", "--epochs=0", "--average=1", "--consistency=-1"],
+)
 def test_wrong_options_end_in_status_2(tmp_path: Path, option: str) -> None:
     with pytest.raises(SystemExit) as stop:
         train.main(arguments(tmp_path, option))
