@@ -36,7 +36,7 @@ from intsmooth_ref.errors import IntsmoothError, ParameterError
 from intsmooth_ref.model.fingerprint import fingerprint
 from intsmooth_ref.model.graph import IntegerModel
 from intsmooth_ref.model.hdf5 import save_model
-from intsmooth_ref.model.layers import Conv2D, Flatten, Linear, flat_fields
+from intsmooth_ref.model.layers import Conv2D, Flatten, Linear
 from intsmooth_ref.noise.distributions import discrete_gaussian
 from intsmooth_ref.noise.sampler import noise_table, sample
 
@@ -231,12 +231,6 @@ def parameters(model: IntegerModel) -> int:
     return sum(layer.weights.size + layer.bias.size for layer in model.layers if isinstance(layer, (Conv2D, Linear)))
 
 
-def array_bytes(model: IntegerModel) -> int:
-    """Bytes of everything that the integer model multiplies, adds or shifts by."""
-    arrays = [value for layer in model.layers for _, value in flat_fields(layer) if isinstance(value, np.ndarray)]
-    return sum(array.nbytes for array in arrays)
-
-
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
@@ -290,7 +284,7 @@ def report(network: torch.nn.Sequential, model: IntegerModel, held_out: Dataset,
         ("accuracy, clean", f"{in_float.clean:.2%}", f"{in_integers.clean:.2%}"),
         (f"accuracy, noisy (mean of {VOTES} draws)", f"{in_float.noisy:.2%}", f"{in_integers.noisy:.2%}"),
         (f"accuracy, majority of {VOTES} draws", f"{in_float.smoothed:.2%}", f"{in_integers.smoothed:.2%}"),
-        ("bytes of parameters", str(4 * parameters(model)), str(array_bytes(model))),
+        ("bytes of parameters", str(4 * parameters(model)), str(model.parameter_bytes)),
     ]
     return [
         f"{'held-out images: ' + str(len(held_out.images)):<36}{'float':>10}{'integer':>10}",

@@ -9,7 +9,15 @@ chosen it is an exact rational, and everything that follows from it is exact too
     (4)   ratio = source_scale * scale[channel] / output_scale            becomes (multiplier, shift)
 
 `round` is to nearest, ties to even; `fixedpoint.quantize_multiplier` makes the pair of (4). See Jacob et al. 2018,
-sections 2.1 to 2.4.
+sections 2.1 to 2.4. A weight's scale is what takes the channel's largest weight to 127, but at least so much that bias
+and accumulator stay inside int32 and the ratio (4) can be written:
+
+    (5)   scale[channel] >= (|bias| / source_scale + 255 * sum |weight|) / (2**31 - 1 - 255 * taps / 2 - 1)
+    (6)   scale[channel] >= 2**-31 * output_scale / source_scale
+
+Where these two bind, the weights are so small beside the bias, or the output's step, that it does not matter how few
+values are left for them: channels that batch normalization has switched off look like this. `taps / 2` is for the
+rounding of (2), the last 1 for that of (3).
 """
 
 from __future__ import annotations
@@ -17,13 +25,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Iterable
+from typing import Callable, Sequence
 
 import numpy as np
 
 from intsmooth_ref.errors import ArithmeticRangeError
-from intsmooth_ref.fixedpoint import INT32_MAX, INT32_MIN, quantize_multiplier
-from intsmooth_ref.model.layers import Conv2D, InputQuantization, Linear, Quantization, Requantization
+from intsmooth_ref.fixedpoint import INT32_MAX, SHIFT_MAX, quantize_multiplier
+from intsmooth_ref.model.layers import (
+    Add,
+    Conv2D,
+    GlobalAveragePool,
+    InputQuantization,
+    Linear,
+    LookupTable,
+    Quantization,
+    Requantization,
+    Requantize,
+)
 
 #: The largest quantized weight; -128 is left out so that the range is symmetric.
 WEIGHT_MAX = 127
@@ -34,6 +52,12 @@ SCALE_BITS = 12
 
 #: The smallest range that `least_squares` tries, and the step to the next, as fractions of the extreme values.
 SMALLEST_RANGE, RANGE_STEP = Fraction(1, 2), Fraction(1, 40)
+
+#: The largest distance of a uint8 from its zero point.
+REACH = 255
+
+#: Of an accumulator's scale to its output's: twice the smallest that `quantize_multiplier` can express.
+SMALLEST_RATIO = 2.0 ** (31 - SHIFT_MAX)
 
 
 def scale_at_least(value: float) -> Fraction:
@@ -107,34 +131,58 @@ class QuantizedWeights:
 
 
 def quantize_weights(
-    weights: np.ndarray, bias: np.ndarray, source_scale: Fraction, per_channel: bool
-) -> QuantizedWeights:
-    """Equations (2) and (3): the largest magnitude, of each output channel or of all, becomes about 127.
+    weights: np.ndarray, bias: np.ndarray, source_scale: Fraction, per_channel: bool,
+    output_scale: Fraction | None = None,
+) -> QuantizedWeights:  # fmt: skip
+    """Equations (2) and (3), with the scales of `weight_scales`.
 
     Args:
         weights: float `(O, ...)`.
         bias: float `(O,)`.
         source_scale: scale of the tensor that the weights multiply.
+        output_scale: what the accumulator is requantized to, if it is.
 
     Raises:
-        ArithmeticRangeError: if a weight is not finite, or a bias leaves int32.
+        ArithmeticRangeError: if a weight or a bias is not finite, or there are more weights in a channel than int32 can
+            add up.
     """
-    rows = weights.reshape(len(weights), -1)
-    magnitudes = np.abs(rows).max(axis=1) if per_channel else np.abs(rows).max(keepdims=True)[0]
-    scales = tuple(scale_at_least(float(magnitude) / WEIGHT_MAX or 1.0) for magnitude in magnitudes)  # 1: all zero
-    each = scales if per_channel else scales * len(rows)
-    integers = [_rounded(row, scale) for row, scale in zip(rows, each)]
+    scales = weight_scales(weights, bias, source_scale, output_scale)
+    if not per_channel:
+        scales = (max(scales),)
+    each = scales if per_channel else scales * len(weights)
+    integers = np.array([_rounded(row, scale) for row, scale in zip(weights.reshape(len(weights), -1), each)])
     biases = [_rounded([value], source_scale * scale)[0] for value, scale in zip(bias, each)]
-    for channel, value in enumerate(biases):
-        if not INT32_MIN <= value <= INT32_MAX:
-            raise ArithmeticRangeError(f"bias of channel {channel}: found {value}, expected {INT32_MIN} .. {INT32_MAX}")
-    shaped = np.array(integers, dtype=np.int8).reshape(weights.shape)
-    return QuantizedWeights(shaped, np.array(biases, dtype=np.int32), scales)
+    return QuantizedWeights(
+        integers.reshape(weights.shape).astype(np.int8), np.array(biases, dtype=np.int32), scales
+    )
 
 
-def _rounded(values: Iterable[float], scale: Fraction) -> list[int]:
-    """`round(value / scale)` for each value, exactly."""
-    return [round(Fraction(float(value)) / scale) for value in values]
+def weight_scales(
+    weights: np.ndarray, bias: np.ndarray, source_scale: Fraction, output_scale: Fraction | None
+) -> tuple[Fraction, ...]:
+    """For each output channel the smallest scale, 127 steps for its largest weight, that (5) and (6) allow."""
+    rows = np.abs(weights.reshape(len(weights), -1).astype(np.float64))
+    room = INT32_MAX - REACH * rows.shape[1] / 2 - 1
+    if room <= 0:
+        expected = f"at most {2 * (INT32_MAX - 1) // REACH}"
+        raise ArithmeticRangeError(f"{rows.shape[1]} weights in a channel: expected {expected}")
+    accumulators = np.abs(bias.astype(np.float64)) / float(source_scale) + REACH * rows.sum(axis=1)
+    scales = np.maximum(rows.max(axis=1) / WEIGHT_MAX, accumulators / room)
+    if output_scale is not None:
+        scales = np.maximum(scales, SMALLEST_RATIO * float(output_scale / source_scale))
+    scales[scales == 0] = 1.0  # nothing to hold: any scale holds it
+    return tuple(map(scale_at_least, scales.tolist()))
+
+
+def _rounded(values: Sequence[float] | np.ndarray, scale: Fraction) -> list[int]:
+    """`round(value / scale)` for each value, exactly: in floats, and in rationals where a float could miss a tie."""
+    exact = np.array(values, dtype=np.float64)
+    quotients = exact / float(scale)  # off by two units in the last place at most
+    rounded = np.rint(quotients).tolist()
+    to_tie = np.abs(np.abs(quotients - np.trunc(quotients)) - 0.5)
+    for index in np.flatnonzero(~(to_tie > np.abs(quotients) * 2.0**-50)).tolist():
+        rounded[index] = round(Fraction(float(exact[index])) / scale)
+    return [int(value) for value in rounded]
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
@@ -144,21 +192,46 @@ def input_quantization(
     name: str, shape: tuple[int, int, int], grey_level: Fraction, output: Quantization
 ) -> InputQuantization:
     """The layer that takes int32 grey levels, each worth `grey_level` in the network's own unit, to `output`."""
-    requantization = Requantization.of(quantize_multiplier(grey_level / output.scale))
+    requantization = _requantization(grey_level, output)
     return InputQuantization(name=name, shape=shape, requantization=requantization, output=output)
+
+
+def _requantization(unit: Fraction, output: Quantization) -> Requantization:
+    """From integers worth `unit` each to those of `output`."""
+    return Requantization.of(quantize_multiplier(unit / output.scale))
 
 
 def conv2d(
     name: str, source_name: str, source: Quantization, weights: np.ndarray, bias: np.ndarray, output: Quantization, *,
-    strides: tuple[int, int] = (1, 1), padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    strides: tuple[int, ...] = (1, 1), padding: tuple[int, ...] = (0, 0, 0, 0), dilation: tuple[int, ...] = (1, 1),
+    groups: int = 1,
 ) -> Conv2D:  # fmt: skip
-    """A convolution with float weights `(O, KH, KW, I)`, quantized per output channel, equations (2) to (4)."""
-    quantized = quantize_weights(weights, bias, source.scale, per_channel=True)
-    ratios = (source.scale * scale / output.scale for scale in quantized.scales)
+    """A convolution with float weights `(O, KH, KW, I / groups)`, per output channel, equations (2) to (6)."""
+    quantized, requantization = quantized_products(weights, bias, source.scale, output.scale)
     return Conv2D(
         name=name, inputs=(source_name,), weights=quantized.weights, bias=quantized.bias, output=output,
-        requantization=Requantization.of(*map(quantize_multiplier, ratios)), strides=strides, padding=padding,
+        requantization=requantization, strides=strides, padding=padding, dilation=dilation, groups=groups,
     )  # fmt: skip
+
+
+def linear(
+    name: str, source_name: str, source: Quantization, weights: np.ndarray, bias: np.ndarray, output: Quantization
+) -> Linear:
+    """A fully connected layer that is not the last, float weights `(O, I)`: as `conv2d`."""
+    quantized, requantization = quantized_products(weights, bias, source.scale, output.scale)
+    return Linear(
+        name=name, inputs=(source_name,), weights=quantized.weights, bias=quantized.bias, output=output,
+        requantization=requantization,
+    )  # fmt: skip
+
+
+def quantized_products(
+    weights: np.ndarray, bias: np.ndarray, source_scale: Fraction, output_scale: Fraction
+) -> tuple[QuantizedWeights, Requantization]:
+    """What `conv2d` and `linear` share, equations (2) to (4)."""
+    quantized = quantize_weights(weights, bias, source_scale, per_channel=True, output_scale=output_scale)
+    ratios = (source_scale * scale / output_scale for scale in quantized.scales)
+    return quantized, Requantization.of(*map(quantize_multiplier, ratios))
 
 
 def scores(name: str, source_name: str, source: Quantization, weights: np.ndarray, bias: np.ndarray) -> Linear:
@@ -169,3 +242,38 @@ def scores(name: str, source_name: str, source: Quantization, weights: np.ndarra
     quantized = quantize_weights(weights, bias, source.scale, per_channel=False)
     output = Quantization.full_range("int32", source.scale * quantized.scales[0], 0)
     return Linear(name=name, inputs=(source_name,), weights=quantized.weights, bias=quantized.bias, output=output)
+
+
+def add(
+    name: str, source_names: tuple[str, str], sources: tuple[Quantization, Quantization], output: Quantization
+) -> Add:
+    """The sum of two tensors: the larger ratio of scales gets 31 bits, the other what is left of them at that shift."""
+    ratios = [source.scale / output.scale for source in sources]
+    _, shift = quantize_multiplier(max(ratios))
+    multiplier = np.array([max(round(ratio * 2**shift), 1) for ratio in ratios], np.int32)
+    return Add(name=name, inputs=source_names, multiplier=multiplier, shift=shift, output=output)
+
+
+def global_average_pool(
+    name: str, source_name: str, source: Quantization, pixels: int, output: Quantization
+) -> GlobalAveragePool:
+    """The mean over height and width, of so many `pixels`."""
+    requantization = _requantization(source.scale / pixels, output)
+    return GlobalAveragePool(name=name, inputs=(source_name,), requantization=requantization, output=output)
+
+
+def requantize(name: str, source_name: str, source: Quantization, output: Quantization) -> Requantize:
+    """The same reals on another grid."""
+    requantization = _requantization(source.scale, output)
+    return Requantize(name=name, inputs=(source_name,), requantization=requantization, output=output)
+
+
+def lookup_table(
+    name: str, source_name: str, source: Quantization, function: Callable[[np.ndarray], np.ndarray],
+    output: Quantization,
+) -> LookupTable:  # fmt: skip
+    """A function of reals, float64 to float64, for each of the 256 points of the source's grid."""
+    reals = float(source.scale) * (np.arange(256) - source.zero_point)
+    table = np.rint(function(reals) / float(output.scale)) + output.zero_point
+    clamped = np.clip(table, output.minimum, output.maximum).astype(np.int16)
+    return LookupTable(name=name, inputs=(source_name,), table=clamped, output=output)

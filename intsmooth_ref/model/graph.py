@@ -7,7 +7,9 @@ from functools import cached_property
 from math import prod
 from typing import Mapping
 
-from .layers import ArgMax, Conv2D, InputQuantization, Layer, Linear
+import numpy as np
+
+from .layers import ArgMax, Conv2D, InputQuantization, Layer, Linear, flat_fields
 from .proof import TensorProof, prove
 
 
@@ -49,6 +51,12 @@ class IntegerModel:
             if isinstance(layer, (Conv2D, Linear)) else 0
             for layer in self.layers
         }  # fmt: skip
+
+    @cached_property
+    def parameter_bytes(self) -> int:
+        """What all arrays take: weights and biases, multipliers and shifts, tables."""
+        values = (value for layer in self.layers for _, value in flat_fields(layer))
+        return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
 
     @property
     def classes(self) -> int:
