@@ -1,15 +1,31 @@
-"""From other people's images and networks to the package's files: converters, quantization, training.
+"""From other people's images and networks to the package's files: programs `python -m intsmooth_ref.data_tools.NAME`.
 
-    quantization.py   float layers to integer layers, exactly
-    digits.py         the embedded model and its images, from scratch
-    image_folder.py   a folder of images to a dataset file
-    cifar10.py        CIFAR-10, as archives or images, to a dataset file
-    caltech101.py     Caltech-101, as archives or images, to a dataset file
-    idx.py            MNIST and other IDX files to a dataset file
-    resnet.py         residual networks in floats
-    augmentation.py   noisy training images, integers to the end
-    train.py          residual networks trained under noise
-    converter.py      what every converter does the same: sources that are not trusted, whole files or none
+    cifar10, caltech101, idx, image_folder     archives, files or folders of images --> dataset file
+    torch_import, onnx_import                  somebody's network                   --> float model file
+    train                                      images, an architecture              --> float model file
+    quantize                                   float model, images                  --> integer model file
+    integer_training                           both models, images                  --> a better integer model file
+    evaluate                                   both models, images                  --> both certified, side by side
+    digits                                     all of it in one, for the embedded model and its images
 
-The converters and `train` are run by `python -m intsmooth_ref.data_tools.NAME`; nothing in the package imports them.
+What they are made of:
+
+    converter.py            what every converter does the same: sources that are not trusted, whole files or none
+    float_model.py          a trained network as layers in one graph: what stands between trainer and integers
+    float_file.py           ... in HDF5
+    float_engine.py         ... computed in NumPy, which specifies it
+    torch_network.py        ... as a PyTorch module, with gradients
+    float_onnx.py           ... as an ONNX file, for runtimes
+    channels_first.py       what is known of networks laid out (C, H, W), for both importers
+    architectures.py        ResNets, VGGs and MobileNetV2 as float models, with first weights
+    augmentation.py         noisy training images, integers to the end
+    folding.py              batch normalization and input normalization into the layers beside them
+    calibration.py          which values a tensor takes, and the grid that holds them
+    quantization.py         float layers to integer layers, exactly
+    post_training.py        a float model to an integer model, by these three
+    integer_network.py      an integer model as a PyTorch module: the engine's integers, gradients through them
+    float_certification.py  the published procedure in floats, for comparison only
+    comparison.py           its table, beside that of the integers
+
+Nothing in the package imports these. PyTorch and ONNX are imported where they are needed: the extras `train`, `onnx`.
 """
