@@ -27,3 +27,7 @@ class ResultFileError(IntsmoothError):
 
 class TranscriptError(IntsmoothError):
     """A transcript is not one, or breaks a rule of its format."""
+
+
+class VectorFormatError(IntsmoothError):
+    """A file of known-answer vectors breaks a rule of its format, or does not belong to what it is held against."""

@@ -18,7 +18,6 @@ import itertools
 import os
 import re
 import stat
-import uuid
 import zlib
 from dataclasses import dataclass, field
 from math import prod
@@ -27,6 +26,7 @@ from typing import Any, Iterator, Mapping, NoReturn, Sequence, Union
 import numpy as np
 
 from .errors import IntsmoothError
+from .new_files import write_whole
 
 Attribute = Union[int, float, str, "tuple[str, ...]", np.ndarray]
 Array = Union[np.ndarray, "tuple[str, ...]"]
@@ -86,7 +86,7 @@ def write(
         seal = f"intsmooth-ref seal 1 {hashlib.sha256(image).hexdigest()}\n".encode("ascii")
     except ValueError as problem:
         raise error(f"{os.fspath(path)}: cannot be written: {_one_line(problem)}") from None
-    _replace_file(os.fspath(path), image + seal, error)
+    write_whole(path, image + seal, error)
 
 
 def _file_image(group: Group, floats: bool) -> bytes:
@@ -161,24 +161,6 @@ def _stored_strings(value: str | tuple[str, ...], where: str) -> np.ndarray:
     length = max([1, *map(len, encoded)])
     stored = np.array(encoded, dtype=h5py.string_dtype("utf-8", length))
     return stored.reshape(()) if isinstance(value, str) else stored
-
-
-def _replace_file(path: str, content: bytes, error: type[IntsmoothError]) -> None:
-    target = os.path.realpath(path)  # a symbolic link keeps pointing to the file it points to
-    if os.path.lexists(target) and not os.path.isfile(target):
-        raise error(f"{path}: cannot be written: found no regular file in its place; expected a file or nothing")
-    partial = f"{target}.{uuid.uuid4().hex}.partial"
-    try:
-        with open(partial, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    except OSError as problem:
-        raise error(f"{path}: cannot be written: {problem.strerror or problem}") from None
-    finally:
-        if os.path.lexists(partial):
-            os.unlink(partial)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

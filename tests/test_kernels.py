@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from intsmooth_ref.audit.floating_point import floating_point_in, instructions
 from intsmooth_ref.noise.distributions import discrete_gaussian
 from intsmooth_ref.noise.sampler import ESTIMATION, noise_table, sample
 from threshold_model import classes_by_hand, flat_image
@@ -43,7 +44,8 @@ from dataclasses import astuple
 import numpy as np
 from hypothesis import HealthCheck, given, seed, settings
 from intsmooth_ref.certify.smoothing import SmoothedClassifier
-from intsmooth_ref.compilation import KERNELS, Operator
+from intsmooth_ref.audit.floating_point import compiled_versions
+from intsmooth_ref.compilation import Operator
 from intsmooth_ref.engine import Engine
 from intsmooth_ref.engine.jit import operators, simd
 from intsmooth_ref.noise import kernels
@@ -71,25 +73,8 @@ for isa in VECTOR_ISAS:
     Engine(threshold_model(), "jit", isa).classify(np.zeros((1, 3, 3, 1), np.int32))
 SmoothedClassifier(threshold_model(), "0.25", seed=1, engine="jit").votes(flat_image(128), 9, stage=0, index=0)
 kernels.add_noise(noise_table(discrete_gaussian(64)), np.zeros(1000, np.uint8), 1, 2, 0, 3, 4)
-found = []
-for kernel in KERNELS:
-    ir = kernel.inspect_llvm()
-    versions = [ir] if isinstance(ir, str) else [str(each) for each in ir.values()]
-    found.append([f"{kernel.__wrapped__.__module__}.{kernel.__name__}", versions])
-json.dump(found, sys.stdout)
+json.dump(compiled_versions(), sys.stdout)
 """
-
-FLOATING_POINT = re.compile(
-    r"\b(half|bfloat|float|double|x86_fp80|fp128|ppc_fp128)\b"
-    r"|\b(fadd|fsub|fmul|fdiv|frem|fneg|fcmp|fpext|fptrunc|sitofp|uitofp|fptosi|fptoui)\b"
-)
-
-
-def instructions(ir):
-    """The IR without names, strings, comments, metadata and attributes, in which words may stand that mean nothing."""
-    for line in ir.splitlines():
-        if not line.startswith((";", "!", "attributes", "source_filename", "target")):
-            yield re.sub(r'"[^"]*"|[@%$][-\w.$]+|;.*$|![-\w.]+', "", line)
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +98,8 @@ def test_no_kernel_contains_a_floating_point_type_or_instruction(compiled):
     for name, versions in compiled:
         assert versions, f"{name} was never compiled"
         for ir in versions:
-            lines = list(instructions(ir))
-            assert any(line.startswith("define") for line in lines), name
-            found = [line for line in lines if FLOATING_POINT.search(line)]
+            assert any(line.startswith("define") for line in instructions(ir)), name
+            found = floating_point_in(ir)
             assert not found, (name, found[:3])
 
 
@@ -145,7 +129,7 @@ def test_the_search_finds_floating_point_where_there_is_some():
         pytest.skip("nothing is compiled with the JIT off")
     quotient(1, 2)
     (ir,) = quotient.inspect_llvm().values()
-    assert any(FLOATING_POINT.search(line) for line in instructions(str(ir)))
+    assert floating_point_in(str(ir))
 
 
 # --- code on disk -----------------------------------------------------------------------------------------------------

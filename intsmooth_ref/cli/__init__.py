@@ -15,12 +15,12 @@ from typing import NoReturn, Sequence
 
 from .. import __version__
 from ..errors import IntsmoothError
-from . import bench, certify, inspect, predict, verify
+from . import audit, bench, certify, export, inspect, predict, trace, vectors, verify
 from .messages import PROGRAM, one_line, say
 
 #: Environment variable: a fault of the program shows its traceback.
 SHOW_TRACEBACK = "INTSMOOTH_TRACEBACK"
-SUBCOMMANDS = (certify, verify, predict, inspect, bench)
+SUBCOMMANDS = (certify, verify, predict, inspect, audit, bench, trace, vectors, export)
 
 
 class _Parser(argparse.ArgumentParser):

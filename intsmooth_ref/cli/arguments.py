@@ -81,14 +81,10 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
                         help="changes no bit (default: one a processor)")  # fmt: skip
 
 
-def add_sampling(parser: argparse.ArgumentParser, purpose: str) -> None:
-    """The options that predict and certify have in common."""
-    add_model(parser)
-    parser.add_argument("data", nargs="?", type=Path, metavar="DATA",
-                        help="images: a dataset file (HDF5), .npz or .npy; default: the embedded digits")  # fmt: skip
+def add_noise(parser: argparse.ArgumentParser, default: str) -> None:
     noise = parser.add_mutually_exclusive_group()
     noise.add_argument("--sigma", type=rational, metavar="S",
-                       help=f"noise as a fraction of full scale (default: {DEFAULT_SIGMA})")  # fmt: skip
+                       help=f"noise as a fraction of full scale (default: {default})")  # fmt: skip
     noise.add_argument("--sigma-levels", type=rational, metavar="S",
                        help="noise in grey levels instead: 63.75 is the same as --sigma 0.25")  # fmt: skip
     noise.add_argument("--scale", type=rational, metavar="B",
@@ -96,6 +92,14 @@ def add_sampling(parser: argparse.ArgumentParser, purpose: str) -> None:
                        " in the L1 norm")  # fmt: skip
     noise.add_argument("--scale-levels", type=rational, metavar="B",
                        help="discrete Laplace noise, its scale in grey levels")  # fmt: skip
+
+
+def add_sampling(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """The options that predict and certify have in common."""
+    add_model(parser)
+    parser.add_argument("data", nargs="?", type=Path, metavar="DATA",
+                        help="images: a dataset file (HDF5), .npz or .npy; default: the embedded digits")  # fmt: skip
+    add_noise(parser, DEFAULT_SIGMA)
     parser.add_argument("--n", type=integer_from(1), default=1000, metavar="N",
                         help=f"samples that {purpose} (default: 1000; published figures use 100000)")  # fmt: skip
     parser.add_argument("--alpha", type=rational, default=Fraction(1, 1000), metavar="A",
