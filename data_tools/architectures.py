@@ -16,7 +16,8 @@ of its input, and one that changes it, are
 which is the paper's option B: the shortcut of its option A drops every other pixel and pads with channels of zeros, and
 a model of integers has no layer for that, while a convolution of one tap costs next to nothing. A branch begins as
 zero, its second batch norm having scale 0, so that a deep network learns like a shallow one (Goyal et al. 2017,
-section 5.1).
+section 5.1). The first convolution halves images that are more than 32 pixels high or wide, for which the paper has
+other networks.
 
 **VGG.** The three large linear layers of the paper, made for 1000 classes, give way to the global average. A stage ends
 in a pooling only while height and width are more than 2, so an image of 32x32 is pooled four times.
@@ -77,8 +78,9 @@ MOBILENET_STAGES = (
     (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
 )  # fmt: skip
 MOBILENET_FIRST, MOBILENET_LAST = 32, 1280
-#: Up to this height and width the first convolution and the second stage of MobileNetV2 halve nothing.
-MOBILENET_SMALL = 32
+
+#: Up to this height and width no first convolution halves an image, nor does the second stage of MobileNetV2.
+SMALL = 32
 
 Shape = tuple[int, int, int]
 
@@ -128,6 +130,11 @@ class _Builder:
     def shape(self) -> Shape:
         """Of the last layer's output."""
         return self._shapes[self.last]
+
+    @property
+    def stride_of_large_images(self) -> int:
+        """Of a convolution that halves large images alone."""
+        return 2 if max(self.shape[:2]) > SMALL else 1
 
     def _append(self, layer: FloatLayer, shape: Shape) -> str:
         self.layers.append(layer)
@@ -185,7 +192,7 @@ class _Builder:
 
 def _resnet(builder: _Builder, depth: int) -> None:
     widths = [rounded_width(channels, builder.width) for channels in RESNET_WIDTHS]
-    builder.convolution("stem", widths[0], 3)
+    builder.convolution("stem", widths[0], 3, builder.stride_of_large_images)
     builder.relu("stem_relu")
     for stage, channels in enumerate(widths, start=1):
         for block in range(1, (depth - 2) // 6 + 1):
@@ -214,14 +221,11 @@ def _vgg(builder: _Builder, depth: int) -> None:
 
 
 def _mobilenet_v2(builder: _Builder) -> None:
-    def stride_of_large_images() -> int:
-        return 2 if max(builder.shape[:2]) > MOBILENET_SMALL else 1
-
-    builder.convolution("stem", rounded_width(MOBILENET_FIRST, builder.width), 3, stride_of_large_images())
+    builder.convolution("stem", rounded_width(MOBILENET_FIRST, builder.width), 3, builder.stride_of_large_images)
     builder.relu("stem_relu6", 6.0)
     for stage, (expansion, channels, blocks, first_stride) in enumerate(MOBILENET_STAGES, start=1):
         if stage == 2:
-            first_stride = stride_of_large_images()
+            first_stride = builder.stride_of_large_images
         for block in range(1, blocks + 1):
             stride = first_stride if block == 1 else 1
             _inverted_residual(

@@ -141,6 +141,13 @@ def test_mobilenet_v2_halves_only_images_of_more_than_32_pixels_at_first(side: i
     assert [found[f"stage{stage}_1_depthwise"] for stage in (1, 3, 4, 5, 6, 7)] == [1, 2, 2, 1, 2, 1]
 
 
+@pytest.mark.parametrize("shape, stride", [((8, 8), 1), ((32, 32), 1), ((32, 33), 2), ((64, 64), 2)])
+def test_a_resnet_halves_only_images_of_more_than_32_pixels_at_first(shape: tuple[int, int], stride: int) -> None:
+    model = architecture("resnet8", (*shape, 3), 10)
+    assert layers(model, Conv2D)[0].strides == (stride, stride)
+    assert model.shapes["stage1_1_relu"][:2] == tuple(-(-side // stride) for side in shape)
+
+
 # --- widths -----------------------------------------------------------------------------------------------------------
 
 
