@@ -9,6 +9,7 @@ Data flows one way, and each arrow has a room of its own:
     machine.py       what machine this is, for people to read
     compilation.py   how kernels are compiled, and whether Numba is there
     new_files.py     files that are made, whole or not at all
+    class_names.py   what a class may be called, and whether images and a model mean the same classes
     strict_hdf5.py   HDF5 files that always have the same bytes, and reading those of strangers
     dataset.py       images in, once, as hashed uint8 arrays
     noise/           Philox, exact distributions of integers, the sampler
@@ -18,6 +19,7 @@ Data flows one way, and each arrow has a room of its own:
     certify/         votes, bounds, radii, when to stop; files of results, transcripts and their verification
     benchmark/       the compiled engine measured beside other runtimes
     export/          a model as C99, as NumPy arrays, as ONNX: integers only
+    backends/        what other runtimes compute, for comparison only
     audit/           what is proven and found about one model, layer by layer; traces and known-answer vectors
     cli/             the command `intsmooth-ref`, one module a subcommand
     data_tools/      converters and training, run by `python -m intsmooth_ref.data_tools.NAME`

@@ -15,7 +15,11 @@ What is done offline, with exact rationals, and what is done on the device, with
             where `srdhm` is the saturating rounding doubling high multiply, the high half of `2 * a * b`, rounded to
             nearest with ties towards plus infinity, and `rounding_divide_by_pot` divides by a power of two, rounded to
             nearest with ties away from zero: two roundings. (gemmlowp, `fixedpoint/fixedpoint.h`; Jacob et al. 2018,
-            section 2.2.) The left shift must not leave int32; `accumulator_range` tells how far an accumulator may go.
+            section 2.2.) The left shift must not leave int32; `accumulator_range` tells how far an accumulator may go;
+      (4)   srdhm_half_up:  as (3), but the second rounding is (high + 2**(right-1)) >> right, `high` the result of
+            `srdhm` and right = shift - 31 where that is above zero: two roundings, both with ties towards plus
+            infinity. (TensorFlow Lite, `kernels/internal/common.h`, `MultiplyByQuantizedMultiplier4Rows` on NEON:
+            `vqrdmulh`, then `vrshl`; LiteRT 2.3.0's optimized kernels, on x86 too.)
 
 The zero point is added, and the result clamped to the output's range, after the rounding; both are exact.
 """
@@ -33,7 +37,7 @@ MULTIPLIER_MIN, MULTIPLIER_MAX = 2**30, 2**31 - 1
 SHIFT_MIN, SHIFT_MAX = 1, 62
 
 #: The rounding modes by name; the position in this tuple is the mode's code in compiled kernels.
-ROUNDING_MODES = ("single_rounding", "gemmlowp")
+ROUNDING_MODES = ("single_rounding", "gemmlowp", "srdhm_half_up")
 
 
 def quantize_multiplier(ratio: Fraction) -> tuple[int, int]:
@@ -67,7 +71,7 @@ def quantize_multiplier(ratio: Fraction) -> tuple[int, int]:
 
 
 def requantize(accumulator: np.ndarray, multiplier: np.ndarray, shift: np.ndarray, mode: str) -> np.ndarray:
-    """Round `accumulator * multiplier * 2**-shift` to an integer by the named mode, equation (2) or (3).
+    """Round `accumulator * multiplier * 2**-shift` to an integer by the named mode, equation (2), (3) or (4).
 
     Args:
         accumulator: int64 array of int32 values, any shape `(..., C)`.
@@ -82,10 +86,11 @@ def requantize(accumulator: np.ndarray, multiplier: np.ndarray, shift: np.ndarra
     """
     if mode == "single_rounding":
         return (accumulator * multiplier + (np.int64(1) << (shift - 1))) >> shift
-    if mode == "gemmlowp":
-        left, right = np.maximum(31 - shift, 0), np.maximum(shift - 31, 0)
-        return _rounding_divide_by_pot(_srdhm(accumulator << left, multiplier), right)
-    raise ArithmeticRangeError(f"requantization mode {mode!r}: expected one of {', '.join(ROUNDING_MODES)}")
+    if mode not in ROUNDING_MODES:
+        raise ArithmeticRangeError(f"requantization mode {mode!r}: expected one of {', '.join(ROUNDING_MODES)}")
+    left, right = np.maximum(31 - shift, 0), np.maximum(shift - 31, 0)
+    high = _srdhm(accumulator << left, multiplier)
+    return _rounding_divide_by_pot(high, right) if mode == "gemmlowp" else _rounding_right_shift(high, right)
 
 
 def _srdhm(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -103,7 +108,11 @@ def _rounding_divide_by_pot(x: np.ndarray, exponent: np.ndarray) -> np.ndarray:
     return (x >> exponent) + ((x & mask) > threshold)
 
 
+def _rounding_right_shift(x: np.ndarray, exponent: np.ndarray) -> np.ndarray:
+    return (x + ((np.int64(1) << exponent) >> 1)) >> exponent
+
+
 def accumulator_range(shift: int, mode: str) -> tuple[int, int]:
     """The smallest and the largest accumulator that the mode takes at this shift without leaving its integers."""
-    left = max(31 - shift, 0) if mode == "gemmlowp" else 0
+    left = 0 if mode == "single_rounding" else max(31 - shift, 0)
     return INT32_MIN >> left, INT32_MAX >> left

@@ -35,7 +35,14 @@ def gemmlowp(accumulator, multiplier, shift):
     return (high >> exponent) + (1 if remainder > threshold else 0)
 
 
-ROUNDING = {"single_rounding": single_rounding, "gemmlowp": gemmlowp}
+def srdhm_half_up(accumulator, multiplier, shift):
+    """Two roundings to nearest, ties up: to multiples of 2**31 and then, of what is left, of 2**(shift - 31)."""
+    half = Fraction(1, 2)
+    high = floor(Fraction(accumulator * 2 ** max(31 - shift, 0) * multiplier, 2**31) + half)
+    return floor(Fraction(high, 2 ** max(shift - 31, 0)) + half)
+
+
+ROUNDING = {"single_rounding": single_rounding, "gemmlowp": gemmlowp, "srdhm_half_up": srdhm_half_up}
 
 
 def compute(layer, sources, *tensors):

@@ -5,7 +5,14 @@ from fractions import Fraction
 import numpy as np
 from hypothesis import strategies as st
 
-from intsmooth_ref.fixedpoint import INT32_MAX, INT32_MIN, MULTIPLIER_MAX, MULTIPLIER_MIN, accumulator_range
+from intsmooth_ref.fixedpoint import (
+    INT32_MAX,
+    INT32_MIN,
+    MULTIPLIER_MAX,
+    MULTIPLIER_MIN,
+    ROUNDING_MODES,
+    accumulator_range,
+)
 from intsmooth_ref.model.graph import IntegerModel
 from intsmooth_ref.model.layers import (
     INTEGER_RANGES,
@@ -49,7 +56,7 @@ def quantizations(draw, dtype=None):
 @st.composite
 def requantizations(draw, channels, reach):
     """Multipliers and shifts that bring accumulators of up to `reach` near 8 bits, in a mode that can take them."""
-    rounding = draw(st.sampled_from(["single_rounding", "gemmlowp"]))
+    rounding = draw(st.sampled_from(ROUNDING_MODES))
     usual = max(30 + max(reach, 1).bit_length() - 9, 1)
     pairs = []
     for _ in range(draw(st.sampled_from([1, channels]))):
@@ -94,8 +101,8 @@ class Builder:
         self.layers = []
         shape = tuple(draw(st.integers(1, 6)) for _ in range(2)) + (draw(st.integers(1, 4)),)
         multiplier, shift = draw(edges_or_between(MULTIPLIER_MIN, MULTIPLIER_MAX)), draw(st.integers(29, 40))
-        takes = accumulator_range(shift, "gemmlowp")[1] >= NOISY_PIXEL_LIMIT
-        rounding = draw(st.sampled_from(["single_rounding", *["gemmlowp"] * takes]))
+        able = [mode for mode in ROUNDING_MODES if accumulator_range(shift, mode)[1] >= NOISY_PIXEL_LIMIT]
+        rounding = draw(st.sampled_from(able))
         requantization = Requantization.of((multiplier, shift), rounding=rounding)
         self.add(InputQuantization, inputs=(), shape=shape, requantization=requantization, output=draw(quantizations()))
 

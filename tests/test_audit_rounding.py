@@ -147,9 +147,9 @@ def test_what_is_too_much_to_count_is_said_not_guessed(monkeypatch):
     """After the clamp there is nothing to give up: at most 255 steps are left of a channel."""
     output = Quantization.full_range("uint8", Fraction(1), 0)
     arguments = Requantization.of((1518500250, 31)), output, [-3000], [3000]
-    counted, = rounding_of(*arguments).differences
+    counted = rounding_of(*arguments).differences[0]
     monkeypatch.setattr(rounding, "MOST_STEPS", 100)
-    given_up, = rounding_of(*arguments).differences
+    given_up = rounding_of(*arguments).differences[0]
     assert given_up.before is None and counted.before is not None
     assert (given_up.after, given_up.example) == (counted.after, counted.example)
 

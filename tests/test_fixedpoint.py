@@ -97,15 +97,24 @@ def test_each_mode_equals_its_definition_anywhere(mode, data):
 
 
 @pytest.mark.parametrize(
-    ("accumulator", "single_rounding", "gemmlowp"),
-    [(2, 1, 1), (-2, 0, -1), (6, 2, 2), (-6, -1, -2), (3, 1, 1), (-3, -1, -1), (-7, -2, -2)],
+    ("accumulator", "single_rounding", "gemmlowp", "srdhm_half_up"),
+    [(2, 1, 1, 1), (-2, 0, -1, 0), (6, 2, 2, 2), (-6, -1, -2, -1), (3, 1, 1, 1), (-3, -1, -1, 0), (-7, -2, -2, -1)],
 )
-def test_ties_go_up_in_one_mode_and_away_from_zero_in_the_other(accumulator, single_rounding, gemmlowp):
+def test_ties_go_up_or_away_from_zero_as_the_mode_says(accumulator, single_rounding, gemmlowp, srdhm_half_up):
     """A quarter: multiplier 2**31 / 2 at shift 32. Halves are exact, so only the rule for ties decides."""
     assert requantized(accumulator, 2**30, 32, "single_rounding") == single_rounding
     assert requantized(accumulator, 2**30, 32, "gemmlowp") == gemmlowp
+    assert requantized(accumulator, 2**30, 32, "srdhm_half_up") == srdhm_half_up
+
+
+def test_two_roundings_up_can_pass_a_half_that_one_stops_short_of():
+    """1 * (2**31 - 1) / 2**32 is a little less than a half; its first rounding makes it 1, half of the rest."""
+    assert requantized(1, MULTIPLIER_MAX, 32, "single_rounding") == 0
+    assert requantized(1, MULTIPLIER_MAX, 32, "srdhm_half_up") == requantized(1, MULTIPLIER_MAX, 32, "gemmlowp") == 1
+    assert requantized(-1, MULTIPLIER_MAX, 32, "srdhm_half_up") == 0
+    assert requantized(-1, MULTIPLIER_MAX, 32, "gemmlowp") == -1
 
 
 def test_an_unknown_mode_is_refused_by_name():
-    with pytest.raises(ArithmeticRangeError, match="'float'.*single_rounding, gemmlowp"):
+    with pytest.raises(ArithmeticRangeError, match="'float'.*single_rounding, gemmlowp, srdhm_half_up"):
         requantized(1, 2**30, 31, "float")

@@ -14,7 +14,14 @@ import pytest
 
 import oracle
 from intsmooth_ref.errors import ParameterError
-from intsmooth_ref.fixedpoint import INT32_MAX, INT32_MIN, MULTIPLIER_MAX, MULTIPLIER_MIN, accumulator_range
+from intsmooth_ref.fixedpoint import (
+    INT32_MAX,
+    INT32_MIN,
+    MULTIPLIER_MAX,
+    MULTIPLIER_MIN,
+    ROUNDING_MODES,
+    accumulator_range,
+)
 from intsmooth_ref.model.graph import IntegerModel
 from intsmooth_ref.model.layers import (
     INTEGER_RANGES,
@@ -190,15 +197,15 @@ def test_rounding_in_vectors_is_that_of_python_integers(isa, tile):
 
 
 @each_tile
-@pytest.mark.parametrize("why", ["short shifts", "gemmlowp", "more than 64 bits"])
+@pytest.mark.parametrize("why", ["short shifts", "gemmlowp", "srdhm_half_up", "more than 64 bits"])
 def test_rounding_that_vectors_cannot_do_is_that_of_python_integers(isa, tile, why):
     generator, channels = np.random.default_rng(2), 2 * block_of(isa, tile) + 5
-    mode = "gemmlowp" if why == "gemmlowp" else "single_rounding"
+    mode = why if why in ROUNDING_MODES else "single_rounding"
     for zero_byte in (0, 77, 255) if why != "more than 64 bits" else (1, 128, 255):
         for dtype in ("uint8", "int8"):
             for smallest, largest in ((1, 31), (31, 31), (20, 62), (32, 62)):
                 pairs = random_pairs(generator, channels, smallest, largest)
-                pairs[-1] = MULTIPLIER_MAX, {"short shifts": 31, "gemmlowp": 31}.get(why, 62)
+                pairs[-1] = MULTIPLIER_MAX, 62 if why == "more than 64 bits" else 31
                 reaches = [min(-accumulator_range(shift, mode)[0], -INT32_MIN) for _, shift in pairs]
                 accumulators = [
                     telling_accumulators(generator, [pair], reach)[0] for pair, reach in zip(pairs, reaches)
@@ -410,7 +417,7 @@ def random_output(generator, weights, bias):
         return {"output": Quantization.full_range("int32", Fraction(1), 0)}
     reach = int(np.abs(weights.reshape(len(weights), -1).astype(np.int64)).sum(axis=1).max()) * 255
     reach = max(reach + int(np.abs(bias).max()), 1)
-    rounding = str(generator.choice(["single_rounding"] * 5 + ["gemmlowp"]))
+    rounding = str(generator.choice(["single_rounding"] * 5 + ["gemmlowp", "srdhm_half_up"]))
     shift = max(30 + reach.bit_length() - 9, 31 if generator.integers(6) == 0 else 32)
     count = len(weights) if generator.integers(2) else 1
     multiplier = generator.integers(MULTIPLIER_MIN, MULTIPLIER_MAX + 1, count).astype(np.int32)

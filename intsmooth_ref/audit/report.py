@@ -24,7 +24,7 @@ VERSION = 1
 WIDTHS = (16, 20, 24)
 
 #: How many channels or classes a sentence names, and the width of the column of topics.
-NAMED, TOPIC_WIDTH = 8, 12
+NAMED, TOPIC_WIDTH = 8, 14
 
 
 @dataclass(frozen=True)

@@ -216,8 +216,8 @@ static int64_t gemmlowp(int32_t accumulator, int32_t multiplier, int32_t shift)
 }
 """,
     "srdhm_half_up": """\
-/* accumulator * multiplier / 2**shift, rounded twice, both times to nearest, ties towards plus infinity: the high half of
- * the doubled product, then what is left of the shift. */
+/* accumulator * multiplier / 2**shift, rounded twice, both times to nearest, ties towards plus infinity: first the high
+ * half of the doubled product, then what is left of the shift. */
 static int64_t srdhm_half_up(int32_t accumulator, int32_t multiplier, int32_t shift)
 {
     int32_t left = shift < 31 ? 31 - shift : 0;

@@ -25,7 +25,7 @@ Tensor = tuple[int, int, int, int, int, int, int]
 Rounding = tuple[int, int, int, int, int, int, int]
 
 TENSOR_FIELDS = ROUNDING_FIELDS = 7
-SINGLE_ROUNDING = 0
+SINGLE_ROUNDING, GEMMLOWP = 0, 1
 #: How many pixels the portable convolution gathers before it multiplies.
 GATHERED_PIXELS = 16
 
@@ -38,13 +38,15 @@ def seven(code: np.ndarray, at: int) -> Tensor:
 
 @kernel
 def requantized(accumulator: int, multiplier: int, shift: int, rounding: int) -> int:
-    """Equations (2) and (3) of `fixedpoint` for one accumulator; all arguments int64."""
+    """Equations (2), (3) and (4) of `fixedpoint` for one accumulator; all arguments int64."""
     one = np.int64(1)
     if rounding == SINGLE_ROUNDING:
         return (accumulator * multiplier + (one << (shift - one))) >> shift
     left = max(np.int64(31) - shift, np.int64(0))
     right = max(shift - np.int64(31), np.int64(0))
     high = ((accumulator << left) * multiplier + (one << np.int64(30))) >> np.int64(31)
+    if rounding != GEMMLOWP:
+        return (high + ((one << right) >> one)) >> right
     mask = (one << right) - one
     threshold = mask >> one
     if high < 0:
