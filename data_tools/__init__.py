@@ -2,6 +2,7 @@
 
     cifar10, caltech101, idx, image_folder     archives, files or folders of images --> dataset file
     torch_import, onnx_import                  somebody's network                   --> float model file
+    quantized_onnx_import, tflite_import       somebody's quantized network         --> integer model file
     train                                      images, an architecture              --> float model file
     quantize                                   float model, images                  --> integer model file
     integer_training                           both models, images                  --> a better integer model file
@@ -17,6 +18,10 @@ What they are made of:
     torch_network.py        ... as a PyTorch module, with gradients
     float_onnx.py           ... as an ONNX file, for runtimes
     channels_first.py       what is known of networks laid out (C, H, W), for both importers
+    onnx_file.py            ONNX files that are not trusted, for both of theirs
+    tflite_file.py          TFLite files that are not trusted
+    integer_builder.py      quantized networks of other formats, operation by operation, exactly
+    import_program.py       what both importers of quantized networks do the same
     architectures.py        ResNets, VGGs and MobileNetV2 as float models, with first weights
     augmentation.py         noisy training images, integers to the end
     folding.py              batch normalization and input normalization into the layers beside them

@@ -11,7 +11,6 @@ in the end the scores of both are compared.
 from __future__ import annotations
 
 import copy
-import inspect
 import operator
 from math import inf, prod
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
@@ -63,9 +62,11 @@ def float_model(
     with torch.no_grad(), located(f"module {type(module).__name__}"):
         copied = copy.deepcopy(module).cpu().float().eval()
         traced = _traced(copied)
-        last, dropped = _before_softmax(traced)
+        last, dropped, dimension = _before_softmax(traced)
         output = _rebuilt(traced, last, builder)
         if dropped:
+            over_classes = dimension in (1, -len(output.shape))
+            expect(over_classes, f"{dropped} over dimension {dimension} at the end", "1, the classes")
             provenance = f"{provenance}; {dropped} at the end left out".removeprefix("; ")
         model = builder.model(output, class_names, provenance)
         builder.expect_agreement(model, lambda images: _scores(copied, traced, last, torch.from_numpy(images)))
@@ -78,15 +79,19 @@ def _traced(module: torch.nn.Module) -> torch.fx.GraphModule:
     try:
         return torch.fx.symbolic_trace(module)
     except Exception as problem:  # any, for the module's own code runs
-        reason = " ".join(str(problem).split())[:200]
         raise ParameterError(
-            f"module {type(module).__name__}: found none that can be traced ({reason}); "
+            f"module {type(module).__name__}: found none that can be traced ({_one_line(problem)}); "
             "expected control flow that does not depend on the image"
         ) from None
 
 
-def _before_softmax(traced: torch.fx.GraphModule) -> tuple[torch.fx.Node, str]:
-    """The node that gives the scores, and what behind it is left out: `Softmax`, `LogSoftmax` or nothing."""
+def _one_line(problem: Exception) -> str:
+    return " ".join(str(problem).split())[:200]
+
+
+def _before_softmax(traced: torch.fx.GraphModule) -> tuple[torch.fx.Node, str, Any]:
+    """The node that gives the scores, and what behind it is left out: `Softmax`, `LogSoftmax` or nothing, and over
+    which dimension."""
     import torch.fx
     from torch.nn import functional
 
@@ -98,10 +103,9 @@ def _before_softmax(traced: torch.fx.GraphModule) -> tuple[torch.fx.Node, str]:
              }  # fmt: skip
     kind = _kind(traced, last)
     if kind not in names:
-        return last, ""
+        return last, "", None
     at = traced.get_submodule(str(last.target)).dim if last.op == "call_module" else (*last.args, None, None)[1]
-    over_classes = last.kwargs.get("dim", at) in (1, -1)
-    return (last.all_input_nodes[0], names[kind]) if over_classes else (last, "")
+    return last.all_input_nodes[0], names[kind], last.kwargs.get("dim", at)
 
 
 def _kind(traced: torch.fx.GraphModule, node: torch.fx.Node) -> Any:
@@ -119,7 +123,7 @@ def _scores(
     try:
         same = torch.equal(interpreter.run(images), module(images))
     except Exception as problem:  # any, for the module's own code runs
-        raise ModelFormatError(f"found no scores ({' '.join(str(problem).split())[:200]}); expected some") from None
+        raise ModelFormatError(f"found no scores ({_one_line(problem)}); expected some") from None
     expect(same, "scores other than those of its trace", "a module that does the same each time, and no hooks")
     scores: np.ndarray = interpreter.env[last].numpy()
     return scores
@@ -169,11 +173,11 @@ def _result(
         module = traced.get_submodule(str(node.target))
         kwargs.update({argument: getattr(module, attribute) for argument, attribute in attributes.items()})
     try:
-        inspect.signature(operation).bind(builder, node.name, *args, **kwargs)
-    except TypeError as problem:
-        raise ModelFormatError(f"found {what} with unusual arguments ({problem}); expected its usual ones") from None
-    with located(what):
-        result = operation(builder, node.name, *args, **kwargs)
+        with located(what):
+            result = operation(builder, node.name, *args, **kwargs)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as problem:
+        unusual = f"found {what} with unusual arguments ({_one_line(problem)})"  # a tensor for a number, and the like
+        raise ModelFormatError(f"{unusual}; expected its usual ones") from None
     if kwargs.get("inplace") or what in _IN_PLACE or what.endswith("_"):
         values[node.all_input_nodes[0]] = result
     return result
@@ -198,7 +202,7 @@ def _computed(traced: torch.fx.GraphModule, node: torch.fx.Node, args: Any, kwar
             return getattr(args[0], node.target)(*args[1:], **kwargs)
         return node.target(*args, **kwargs)
     except Exception as problem:  # any, for the module's own code runs
-        reason = " ".join(str(problem).split())[:200]
+        reason = _one_line(problem)
         raise ModelFormatError(f"found constants that do not go together ({reason}); expected others") from None
 
 
@@ -389,7 +393,7 @@ def _attribute(builder: FloatModelBuilder, name: str, input: Tensor, attribute: 
 
 def _array(value: Any) -> np.ndarray:
     expect(not isinstance(value, Tensor), "weights that depend on the image", "constants")
-    array: np.ndarray = value.detach().numpy()
+    array: np.ndarray = value.detach().float().numpy()  # float, for NumPy has no bfloat16
     return array
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from damage import damaged, run_elsewhere
 
-from intsmooth_ref.data_tools import float_engine, onnx_import
+from intsmooth_ref.data_tools import channels_first, float_engine, onnx_file, onnx_import
 from intsmooth_ref.data_tools.float_file import load_float_model
 from intsmooth_ref.data_tools.float_model import FloatModel
 from intsmooth_ref.errors import DatasetError, IntsmoothError, ModelFormatError
@@ -367,8 +367,23 @@ REFUSED: dict[str, tuple[list[Any], dict[str, Any]]] = {
                                                                node("Relu", ["s"], ["b"])], {}),
     "Relu 'b': found nothing that depends on the image": (
         [node("Shape", ["a"], ["s"]), node("Relu", ["s"], ["b"])], {}),
-    "arithmetic among 5000 constants": ([node("Add", ["c", "c"], ["d"]), node("Mul", ["a", "d"], ["b"])],
-                                        {"c": values(5000)}),
+    "arithmetic among 10000 constants": ([node("Add", ["c", "c"], ["d"]), node("Mul", ["a", "d"], ["b"])],
+                                         {"c": values(5000)}),
+    "arithmetic among 9000 constants": ([node("Concat", ["c"] * 3000, ["d"], axis=0), node("Mul", ["a", "d"], ["b"])],
+                                        {"c": values(3)}),
+    r"windows of \(2, 2\) every \(1, 1\) over \(\); expected those of an image": (
+        [node("Flatten", ["a"], ["f"]), node("MaxPool", ["f"], ["b"], kernel_shape=[2, 2], auto_pad="SAME_UPPER")], {}),
+    "Constant 'c': found 0 values; expected one": (
+        [node("Constant", [], ["c"]), node("Add", ["a", "c"], ["b"])], {}),
+    "Constant 'c': found 2 values; expected one": (
+        [node("Constant", [], ["c"], value_float=1.0, value_int=2), node("Add", ["a", "c"], ["b"])], {}),
+    "ReduceMean 'b': found 2 constants of type float32; expected at most 8 integers": (
+        [node("ReduceMean", ["a", "over"], ["b"])], {"over": np.float32([np.nan, 3])}),
+    "Pad 'b': found 2 constants of type float32; expected at most 8 integers": (
+        [node("Pad", ["a", "p", "", "over"], ["b"])],
+        {"p": np.int64([0, 0, 1, 1]), "over": np.float32([np.nan, 3])}),
+    "Reshape 'b': found 9 constants of type int64; expected at most 8 integers": (
+        [node("Reshape", ["a", "to"], ["b"])], {"to": np.int64([1] * 9)}),
     "Unrecognized attribute": ([node("Relu", ["a"], ["b"], colour=1)], {}),
     "attribute 'kernel_shape' of type 5": (
         [node("MaxPool", ["a"], ["b"], kernel_shape=onnx.helper.make_graph([], "g", [], []))], {}),
@@ -476,8 +491,36 @@ def test_a_tensor_with_less_data_than_its_shape_is_refused(tmp_path: Path) -> No
         onnx_import.float_model(written(tmp_path, model))
 
 
+def test_what_is_computed_of_constants_stays_in_proportion_to_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few kilobytes, of which each node would make 16 MiB."""
+    products = [node("Add", ["column", "row"], [f"table{index}"]) for index in range(40)]
+    weights = {"column": values(2048, 1), "row": values(1, 2048)}
+    path = written(tmp_path, network([*products, node("GlobalAveragePool", ["x"], ["y"])], weights))
+    with pytest.raises(ModelFormatError, match="Add 'table1': found constants that give many times what the file hol"):
+        onnx_import.float_model(path)
+
+    monkeypatch.setattr(onnx_file, "MAX_GROWTH_BYTES", 0)
+    turned = [node("Transpose", ["w"], ["v"]), node("Identity", ["v"], ["u"]), node("Cast", ["u"], ["t"], to=FLOAT),
+              node("Flatten", ["x"], ["f"]), node("Gemm", ["f", "t"], ["y"])]  # fmt: skip
+    imported(tmp_path, network(turned, {"w": values(5, CHANNELS * HEIGHT * WIDTH)}))
+
+
+def test_weights_that_layers_share_count_once_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file could stand for a model beyond all memory otherwise."""
+    nodes = [node("Conv", ["x", "w"], ["a"]), node("Conv", ["a", "w"], ["b"]), node("GlobalAveragePool", ["b"], ["y"])]
+    path = written(tmp_path, network(nodes, {"w": values(CHANNELS, CHANNELS, 2, 2)}))
+    normalization, kernel = 4 * 2 * CHANNELS, 4 * CHANNELS * CHANNELS * 2 * 2
+    monkeypatch.setattr(channels_first, "MAX_BYTES", normalization + 2 * kernel)
+    onnx_import.float_model(path)
+    monkeypatch.setattr(channels_first, "MAX_BYTES", normalization + 2 * kernel - 1)
+    with pytest.raises(ModelFormatError, match=f"Conv 'b': found weights of {normalization + 2 * kernel} bytes in all"):
+        onnx_import.float_model(path)
+
+
 def test_too_many_nodes_are_refused_at_once(tmp_path: Path) -> None:
-    model = network([node("Relu", ["x"], ["y"])] * (onnx_import.MAX_NODES + 1))
+    model = network([node("Relu", ["x"], ["y"])] * (onnx_file.MAX_NODES + 1))
     with pytest.raises(ModelFormatError, match="found 16385 nodes; expected at most 16384"):
         onnx_import.float_model(written(tmp_path, model))
 
@@ -534,6 +577,9 @@ def test_the_program_writes_a_float_model_file(tmp_path: Path, capsys: pytest.Ca
     assert onnx_import.main(arguments) == 1
     assert "found a file already; expected none, or the option --overwrite" in capsys.readouterr().err
     assert output.read_bytes() == before and onnx_import.main([*arguments, "--overwrite"]) == 0
+    source = Path(arguments[0]).read_bytes()
+    assert onnx_import.main([arguments[0], arguments[0], "--overwrite"]) == 1
+    assert Path(arguments[0]).read_bytes() == source
 
 
 def test_the_program_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

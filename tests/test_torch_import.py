@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from intsmooth_ref.data_tools import float_engine, float_model, torch_import
+from intsmooth_ref.data_tools.channels_first import FloatModelBuilder
 from intsmooth_ref.data_tools.float_model import FloatModel
 from intsmooth_ref.errors import ModelFormatError, ParameterError
 
@@ -101,10 +102,13 @@ MODULES = {
     "leaky relu": lambda: nn.LeakyReLU(0.3),
     "max pool": lambda: nn.MaxPool2d((3, 2), stride=(1, 2), padding=(1, 0)),
     "max pool, rounded up": lambda: nn.MaxPool2d(3, stride=(3, 2), padding=1, ceil_mode=True),
+    "max pool, no window at the end": lambda: nn.MaxPool2d(1, 2, ceil_mode=True),
     "max pool, no window in the padding": lambda: nn.MaxPool2d(2, stride=(6, 9), padding=1, ceil_mode=True),
     "average pool, padding counts": lambda: nn.AvgPool2d(3, stride=2, padding=1),
     "average pool": lambda: nn.AvgPool2d((3, 2), stride=2, padding=(1, 0), count_include_pad=False),
-    "average pool, rounded up": lambda: nn.AvgPool2d(3, 2, ceil_mode=True, count_include_pad=False),
+    "average pool, rounded up": lambda: nn.AvgPool2d(3, 2, padding=1, ceil_mode=True, count_include_pad=False),
+    "average pool, rounded up, no padding to count": lambda: nn.AvgPool2d(3, 2, ceil_mode=True),
+    "average pool, no window in the padding": lambda: nn.AvgPool2d(2, (6, 9), padding=1, ceil_mode=True),
     "adaptive": lambda: nn.AdaptiveAvgPool2d((7, 5)),
     "adaptive, as it is": lambda: nn.AdaptiveAvgPool2d((7, None)),
     "zero padding": lambda: nn.ZeroPad2d((1, 2, 3, 0)),
@@ -138,6 +142,7 @@ FUNCTIONS = {
     "a constant, and what it was added to": lambda x: (x + 1) + x.relu(),
     "differences": lambda x: (1 - x) - 0.5,
     "quotient and product": lambda x: 3 * x / torch.tensor([1.0, 2, 3, -4, 5, 6]).view(6, 1, 1),
+    "a constant that NumPy has no type for": lambda x: x * torch.tensor([1.0, 2, 3, -4, 5, 6]).bfloat16().view(6, 1, 1),
     "cat": lambda x: torch.cat([x, x.relu(), x], dim=1),
     "cat of flattened images": lambda x: torch.cat([x.flatten(1), x.relu().mean((2, 3)), (-1 * x).flatten(1)], -1),
     "max pool": lambda x: functional.max_pool2d(x, 2, 1),
@@ -265,6 +270,23 @@ def test_a_normalization_by_the_module_joins_that_of_the_caller() -> None:
     np.testing.assert_allclose(model.input.mean, [0.4 + 0.125, 0.5 + 0.125, 0.25 + 0.125, 0.125 + 2], rtol=1e-7)
 
 
+def test_an_image_that_is_turned_negative_is_no_normalization() -> None:
+    """Equation (3) holds for slopes above 0: there is no negative deviation."""
+
+    class Negative(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.last = nn.Conv2d(4, 6, 3), nn.Linear(6, 3)
+
+        def forward(self, x: Any) -> Any:
+            return self.last(self.first(1 - x).relu().mean((2, 3)))
+
+    model = imported(Negative())
+    assert kinds(model) == ["Input", "BatchNorm", "Conv2D", "Clamp", "GlobalAveragePool", "Linear"]
+    np.testing.assert_array_equal(model.input.deviation, np.float32(DEVIATION))
+
+
 def test_a_constant_behind_a_linear_layer_joins_its_bias() -> None:
     class Shifted(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -288,6 +310,29 @@ def test_a_softmax_at_the_end_is_left_out_and_said_to_be(end: Any, name: str) ->
     expected = scores_of(network, some_images(), 0, 1)
     np.testing.assert_allclose(float_engine.scores(model, some_images()), expected, atol=1e-5 * np.abs(expected).max())
     assert model.provenance == f"by hand; {name} at the end left out" and model.class_names == ("a", "b", "c")
+
+
+class OnePixel(nn.Module):  # type: ignore[misc]
+    """Scores `(N, C, 1, 1)`, as of a network that is convolutions all through."""
+
+    def __init__(self, end: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.end = nn.Conv2d(4, 3, 3), end
+
+    def forward(self, x: Any) -> Any:
+        return self.end(self.first(x).mean((2, 3), keepdim=True))
+
+
+def test_the_classes_of_scores_of_one_pixel_are_the_second_dimension_and_not_the_last() -> None:
+    expected = scores_of(OnePixel(nn.Identity()), some_images())
+    for dimension in (1, -3):
+        model = torch_import.float_model(OnePixel(nn.Softmax(dimension)), SHAPE, MEAN, DEVIATION)
+        np.testing.assert_allclose(float_engine.scores(model, some_images()), expected, rtol=1e-5, atol=1e-5)
+        assert model.provenance == "Softmax at the end left out"
+    for dimension in (-1, 2, -4):
+        with pytest.raises(ModelFormatError, match=f"OnePixel: found Softmax over dimension {dimension} at the end"):
+            torch_import.float_model(OnePixel(nn.Softmax(dimension)), SHAPE)
 
 
 def test_the_module_is_left_as_it_was() -> None:
@@ -337,6 +382,37 @@ def test_what_a_float_model_cannot_hold_is_refused_in_one_line(pattern: str) -> 
     with pytest.raises(ModelFormatError, match=pattern) as caught:
         torch_import.float_model(Applied(REFUSED[pattern]()), SHAPE)
     assert str(caught.value).startswith("module Applied: node '") and "\n" not in str(caught.value)
+
+
+UNUSUAL = {
+    "a limit a channel": lambda x: torch.clamp(x, min=torch.zeros(6, 1, 1)),
+    "a slope a channel": lambda x: functional.leaky_relu(x, torch.ones(6, 1, 1)),
+    "an alpha a channel": lambda x: functional.elu(x, alpha=torch.ones(6, 1, 1)),
+    "statistics that are numbers": lambda x: functional.batch_norm(x, 0.0, 1.0),
+    "same padding of a flattened image": lambda x: functional.conv2d(
+        x.flatten(1), torch.ones(1, 6, 3, 3), padding="same"),
+    "same padding every 0 pixels": lambda x: functional.conv2d(x, torch.ones(1, 6, 3, 3), stride=0, padding="same"),
+    "an extent that there is none of": lambda x: x / x.size(5),
+    "one amount of padding": lambda x: functional.pad(x, 3),
+    "a height that is text": lambda x: functional.adaptive_avg_pool2d(x, "a"),
+    "dimensions that are text": lambda x: x.mean(("a", "b")),
+    "a number beyond floats": lambda x: x * 10**400,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_arguments_of_every_other_kind_are_refused_in_one_line(name: str) -> None:
+    class Unusual(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(4, 6, 3)
+
+        def forward(self, x: Any) -> Any:
+            return UNUSUAL[name](self.first(x))
+
+    with pytest.raises(ModelFormatError, match="^module Unusual: node '.*': .*found .*; expected ") as caught:
+        torch_import.float_model(Unusual(), SHAPE)
+    assert "\n" not in str(caught.value)
 
 
 def linear() -> Any:
@@ -398,6 +474,21 @@ def test_a_float_model_that_differs_from_the_module_is_noticed(monkeypatch: pyte
     monkeypatch.setattr(float_engine, "scores", wrong)
     with pytest.raises(ModelFormatError, match="module Sequential: found scores that differ by"):
         torch_import.float_model(linear(), SHAPE)
+
+
+def test_an_offset_that_scores_share_hides_last_digits_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+    nn.init.constant_(module[-1].bias, 1e5)
+    right_scores = float_engine.scores
+    last_digits: Any = lambda model, images: np.nextafter(right_scores(model, images), np.float32(np.inf))  # noqa: E731
+    monkeypatch.setattr(float_engine, "scores", last_digits)
+    torch_import.float_model(module, SHAPE)
+    right = FloatModelBuilder.conv2d
+    wrong: Any = lambda self, name, source, weights, *rest, **more: right(self, name, source, -weights, *rest, **more)  # noqa: E501,E731
+    monkeypatch.setattr(FloatModelBuilder, "conv2d", wrong)
+    with pytest.raises(ModelFormatError, match="module Sequential: found scores that differ by"):
+        torch_import.float_model(module, SHAPE)
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
