@@ -6,7 +6,7 @@ Of a run over N images, `right` those whose class is the label,
     (2)   average certified radius = sum of the radii of `right` / N
 
 (Cohen, Rosenfeld and Kolter 2019; Zhai et al. 2020, for (2)): an abstention is never right. All of it is counted in
-integers and rationals. Accuracies, radii and savings are shown rounded down, differences rounded to the nearest.
+integers and rationals. Accuracies, radii and savings are shown rounded down; a difference is that of what is shown.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fractions import Fraction
 from math import floor
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
-from intsmooth_ref.cli.messages import one_line
+from intsmooth_ref.cli.messages import counted, one_line
 
 Record = Mapping[str, Any]
 
@@ -163,19 +163,24 @@ def as_markdown(comparison: Comparison) -> str:
         "# Float twin and integer model, certified side by side", "",
         f"{comparison.images}; {parameters}.", "",
         *_table(_accuracy_rows(comparison)), "",
-        _largest_difference(comparison),
+        _largest_difference(comparison), "",
         "Columns: certified accuracy at each radius (classified right, not abstained, radius not below), average",
         "certified radius (ACR; 0 where the class is wrong), images abstained on, accuracy without noise; rounded",
-        "down. Differences are integer less float at the same n, in percentage points, to the nearest. The float twin",
-        "is certified in floats, for comparison only: its radii are not sound to the last digit.", "",
+        "down. Differences are integer less float at the same n, of the figures shown (pp: percentage points). The",
+        "float twin is certified in floats, for comparison only: its radii are not sound to the last digit.", "",
         *_table(_storage_rows(comparison)), "",
         *_table(_speed_rows(comparison)), "",
         "Parameters: 4 bytes for each learned float; weights, biases, multipliers, shifts and tables in integers. The",
         "integer file may hold known answers, too. Samples per second: noise and network, of the median image; the",
         "wall time is that of all images.", "",
-        *(f"- {name}: {one_line(str(value))}" for name, value in comparison.circumstances.items()),
+        *(f"- {name}: {_verbatim(name, str(value))}" for name, value in comparison.circumstances.items()),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _verbatim(name: str, value: str) -> str:
+    """A command's dashes and stars are no typography."""
+    return f"`{one_line(value)}`" if name == "command" else one_line(value)
 
 
 def _table(rows: Iterator[Sequence[str]]) -> Iterator[str]:
@@ -188,35 +193,51 @@ def _table(rows: Iterator[Sequence[str]]) -> Iterator[str]:
 
 def _accuracy_rows(comparison: Comparison) -> Iterator[Sequence[str]]:
     twin, integer = comparison.runs[:2]
-    yield ["", "n", *map(exact_text, comparison.radii), "ACR", "abstained", "clean"]
+    radii = (f"radius {exact_text(radius)}" for radius in comparison.radii)
+    yield ["", "n", *radii, "ACR", "abstained", "clean"]
     yield _accuracy_row(twin, comparison)
     yield _accuracy_row(integer, comparison)
-    points = [_points(difference, twin.images) for difference in comparison.differences]
-    largest = _largest(comparison.differences)
-    if largest is not None:
-        points[largest] = f"**{points[largest]}**"
-    yield [
-        "difference", "", *points, f"{float(integer.average_radius - twin.average_radius):+.3f}",
-        f"{integer.abstained - twin.abstained:+d}",
-        _points(integer.right_without_noise - twin.right_without_noise, twin.images),
-    ]  # fmt: skip
+    yield _difference_row(twin, integer, comparison)
     for run in comparison.integers[1:]:
         yield _accuracy_row(run, comparison)
 
 
+def _thousandths(run: Certified, comparison: Comparison) -> tuple[list[int], int, int]:
+    """What a row shows, rounded down: certified accuracies, average certified radius, accuracy without noise."""
+    certified = [1000 * run.certified(radius) // run.images for radius in comparison.radii]
+    return certified, floor(1000 * run.average_radius), 1000 * run.right_without_noise // run.images
+
+
 def _accuracy_row(run: Certified, comparison: Comparison) -> Sequence[str]:
-    counts = [*(run.certified(radius) for radius in comparison.radii), run.right_without_noise]
-    *certified, clean = (rounded_down(Fraction(count, run.images), 3) for count in counts)
-    return [run.name, f"{run.n:,}", *certified, rounded_down(run.average_radius, 3), str(run.abstained), clean]
+    certified, average, clean = _thousandths(run, comparison)
+    figures = [f"{each / 1000:.3f}" for each in (*certified, average, clean)]
+    return [run.name, f"{run.n:,}", *figures[:-1], str(run.abstained), figures[-1]]
+
+
+def _difference_row(twin: Certified, integer: Certified, comparison: Comparison) -> Sequence[str]:
+    """Of the figures in the two rows above, so that whoever subtracts them finds the same."""
+    (before, before_radius, before_clean), (after, after_radius, after_clean) = (
+        _thousandths(run, comparison) for run in (twin, integer)
+    )
+    points = [_points(b - a) for a, b in zip(before, after)]
+    largest = _largest(comparison.differences)
+    if largest is not None:
+        points[largest] = f"**{points[largest]}**"
+    radius, abstained = after_radius - before_radius, integer.abstained - twin.abstained
+    return [
+        "difference", "", *points, f"{radius / 1000:+.3f}" if radius else "0.000",
+        f"{abstained:+d}" if abstained else "0", _points(after_clean - before_clean),
+    ]  # fmt: skip
 
 
 def _largest_difference(comparison: Comparison) -> str:
     largest = _largest(comparison.differences)
     if largest is None:
         return "At every radius both certify the same number of images."
-    images, difference = comparison.twin.images, comparison.differences[largest]
-    where = f"at radius {exact_text(comparison.radii[largest])} ({abs(difference)} of {images} images)"
-    return f"Largest difference: {_points(difference, images)} points {where}."
+    images, difference = counted(comparison.twin.images, "image", "images"), comparison.differences[largest]
+    which = "more" if difference > 0 else "fewer"
+    where = f"at radius {exact_text(comparison.radii[largest])}"
+    return f"Largest difference: {where} the integer model certifies {abs(difference)} of {images} {which}."
 
 
 def _largest(differences: Sequence[int]) -> int | None:
@@ -256,6 +277,6 @@ def exact_text(value: Fraction) -> str:
     return text if Fraction(text) == value else str(value)
 
 
-def _points(images: int, of: int) -> str:
+def _points(thousandths: int) -> str:
     """A difference in percentage points, with its sign."""
-    return f"{100 * images / of:+.1f}" if images else "0.0"
+    return f"{thousandths / 10:+.1f} pp" if thousandths else "0.0 pp"

@@ -17,10 +17,12 @@ import tarfile
 import zlib
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from typing import IO, Callable, Iterable, Sequence, Union
+from typing import IO, Callable, Iterator, Sequence, Union
 
-from intsmooth_ref.dataset import MAX_BYTES, Dataset, save_dataset
+from intsmooth_ref.cli.messages import counted
+from intsmooth_ref.dataset import IMAGE_SUFFIXES, MAX_BYTES, Dataset, save_dataset
 from intsmooth_ref.errors import DatasetError, IntsmoothError
+from intsmooth_ref.new_files import check_new
 
 Stream = Union[IO[bytes], BufferedIOBase]
 
@@ -31,6 +33,12 @@ MAX_PIXEL_BYTES = MAX_BYTES - (1 << 26)
 MAX_ARCHIVE_BYTES = 1 << 29
 #: Caltech-101 has about 9,300.
 MAX_ARCHIVE_MEMBERS = 1 << 15
+
+#: A dataset file by one of these names would be read as something else.
+OTHER_SUFFIXES = (*IMAGE_SUFFIXES, ".npy", ".npz")
+
+#: So many classes are named on the screen.
+SHOWN_CLASSES = 20
 
 CHUNK_BYTES = 1 << 20
 GZIP_SIGNATURE = b"\x1f\x8b"
@@ -63,8 +71,8 @@ def file_content(path: Path, most: int = MAX_ARCHIVE_BYTES) -> bytes:
     Raises:
         DatasetError: if there is no such file, or it has more than `most` bytes.
     """
-    expect(path.exists(), path, "no such file", "one to convert")
-    expect(path.is_file(), path, "no regular file", "one to convert")
+    expect(path.exists(), path, "no such file", "one to read")
+    expect(path.is_file(), path, "no regular file", "one to read")
     with open(path, "rb") as file:
         content = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
     expect(len(content) <= most, path, f"more than {most} bytes", "a smaller file")
@@ -162,6 +170,19 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.h5 if it exists")
 
 
+def check_output(options: argparse.Namespace) -> None:
+    """Refuse, before anything is computed, an output that cannot be written, or that one of the other options reads.
+
+    Args:
+        options: with `output` and `overwrite`; whatever else holds a path is an input.
+
+    Raises:
+        ParameterError: as `check_new` says.
+    """
+    others = {name: value for name, value in vars(options).items() if name != "output"}
+    check_new([options.output], options.overwrite, [each for each in others.values() if isinstance(each, Path)])
+
+
 def run(options: argparse.Namespace, convert: Callable[[], Sequence[Dataset]]) -> int:
     """Convert, write, say what was written; returns the exit status.
 
@@ -171,8 +192,8 @@ def run(options: argparse.Namespace, convert: Callable[[], Sequence[Dataset]]) -
     """
     output: Path = options.output
     try:
-        expect(options.overwrite or not output.exists(), output, "a file already", "none, or the option --overwrite")
-        expect(output.parent.is_dir(), output.parent, "no such folder", "one for the dataset file")
+        expect(output.suffix.lower() not in OTHER_SUFFIXES, output, "a name of another kind of file", "one in .h5")
+        check_output(options)
         datasets = convert()
         show_progress(f"writing {output}")
         save_dataset(output, datasets)
@@ -193,9 +214,15 @@ def run(options: argparse.Namespace, convert: Callable[[], Sequence[Dataset]]) -
     return 0
 
 
-def described(output: Path, datasets: Iterable[Dataset]) -> Iterable[str]:
+def described(output: Path, datasets: Sequence[Dataset]) -> Iterator[str]:
+    """Two lines a split, and one of the classes, which all splits share."""
+    names = datasets[0].class_names
     for dataset in datasets:
         count, height, width, channels = dataset.images.shape
-        classes = f"{len(dataset.class_names)} classes" if dataset.class_names else "no labels"
-        yield f"{output}: {count} images, {height}x{width}x{channels}, {classes}, split {dataset.split!r}"
+        classes = counted(len(names), "class", "classes") if names else "no labels"
+        images = counted(count, "image", "images")
+        yield f"{output}: {images}, {height}x{width}x{channels}, {classes}, split {dataset.split!r}"
         yield f"SHA-256 of the pixels {dataset.sha256}"
+    if names:
+        more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
+        yield f"classes: {', '.join(names[:SHOWN_CLASSES])}{more}"

@@ -42,17 +42,18 @@ from intsmooth_ref.certify.procedure import Procedure
 from intsmooth_ref.certify.radius import radius_sq_at_least
 from intsmooth_ref.certify.results import ResultFiles, files_of, move_aside
 from intsmooth_ref.certify.smoothing import SmoothedClassifier
+from intsmooth_ref.class_names import check_same_classes
 from intsmooth_ref.cli import certify as certify_command
 from intsmooth_ref.cli.arguments import integer_from, rational
 from intsmooth_ref.cli.interruption import Interruption
-from intsmooth_ref.cli.messages import one_line
+from intsmooth_ref.cli.messages import counted, one_line
 from intsmooth_ref.cli.progress import Progress
 from intsmooth_ref.data_tools import float_certification, float_engine
 from intsmooth_ref.data_tools.comparison import Certified, Comparison, Storage, as_json, as_markdown, exact_text
 from intsmooth_ref.data_tools.converter import argument_parser as tool_parser
 from intsmooth_ref.data_tools.converter import say
 from intsmooth_ref.data_tools.float_certification import BATCH, Scores
-from intsmooth_ref.data_tools.float_file import load_float_model
+from intsmooth_ref.data_tools.float_file import load_float_model, other_float_model
 from intsmooth_ref.data_tools.float_model import FloatModel
 from intsmooth_ref.dataset import Dataset, load_dataset
 from intsmooth_ref.errors import DatasetError, IntsmoothError, ModelFormatError, ParameterError, ResultFileError
@@ -66,6 +67,8 @@ MARKDOWN, JSON = "table.md", "table.json"
 COLUMNS = certify_command.COLUMNS
 #: What computes floats, and what to install for it.
 RUNTIMES = {"torch": "the extra `train`", "onnxruntime": "the extra `bench`", "numpy": "nothing more"}
+#: Samples of the integer model's second run.
+INTEGER_N = 10000
 #: Bytes of a float parameter.
 FLOAT_BYTES = 4
 #: The last column of a results table, as `str(timedelta)` writes it.
@@ -161,10 +164,13 @@ def subjects(options: argparse.Namespace) -> Subjects:
     indices = chosen_images(len(data.images), options.max, options.skip)
     _check_matching(float_model, integer_model, data, indices)
     classifier = SmoothedClassifier(integer_model, options.sigma, seed=options.seed, threads=options.threads)
-    for n in (options.n, options.integer_n):
+    for n in integer_samples(options):
         classifier.rule(Procedure(options.n0, n, options.alpha))
         classifier.check_image(data.images[indices[-1]], indices[-1], options.n0, n)
     sha256 = hashlib.sha256(options.float.read_bytes()).hexdigest()
+    other = other_float_model(integer_model.provenance, sha256)
+    if other:
+        say(one_line(f"warning: {options.integer}: names another float model ({other}); found {sha256}"))
     scores = float_scores(float_model, options.runtime, options.threads)
     return Subjects(float_model, sha256, scores, classifier, data, indices)
 
@@ -173,10 +179,12 @@ def _check_matching(float_model: FloatModel, integer_model: IntegerModel, data: 
     """Refuse models that cannot be twins, and images that do not fit them or have no label."""
     twins = [(model.input.shape, model.classes) for model in (float_model, integer_model)]
     if twins[0] != twins[1]:
-        twin, integer = (f"images {shape} and {classes} classes" for shape, classes in twins)
+        twin, integer = (f"images {shape} and {counted(classes, 'class', 'classes')}" for shape, classes in twins)
         raise ModelFormatError(f"the float model: found {twin}; expected {integer}, as the integer model has")
     if data.images.shape[1:] != float_model.input.shape:
         raise DatasetError(f"images {data.images.shape[1:]}; expected {float_model.input.shape}, which the models take")
+    for names in (float_model.class_names, integer_model.class_names):
+        check_same_classes(data.class_names, names, f"split {data.split!r}")
     labels = data.labels[indices.start : indices.stop : indices.step]
     if not ((labels >= 0) & (labels < float_model.classes)).all():
         found = f"split {data.split!r}: found labels from {labels.min()} to {labels.max()}"
@@ -186,8 +194,15 @@ def _check_matching(float_model: FloatModel, integer_model: IntegerModel, data: 
 # --- the two kinds of run ---------------------------------------------------------------------------------------------
 
 
+def announce(kind: str, n: int, options: argparse.Namespace, subjects: Subjects) -> None:
+    """The heading of a run on standard error."""
+    images = counted(len(subjects.indices), "image", "images")
+    say(f"{kind}: {options.n0:,} + {n:,} samples of {images}")
+
+
 def integer_run(subjects: Subjects, options: argparse.Namespace, n: int) -> Certified:
     """What `intsmooth-ref certify` does, from where it was interrupted; its summary goes to standard error."""
+    announce("integer model", n, options, subjects)
     parser = argparse.ArgumentParser()
     certify_command.add_arguments(parser)
     table = table_path(options.out, "integer", n)
@@ -208,6 +223,7 @@ def integer_run(subjects: Subjects, options: argparse.Namespace, n: int) -> Cert
 
 def float_run(subjects: Subjects, options: argparse.Namespace) -> Certified:
     """The float twin's procedure on all images, from where it was interrupted."""
+    announce(f"float twin ({options.runtime})", options.n, options, subjects)
     table = table_path(options.out, "float", options.n)
     files = ResultFiles(table, COLUMNS)
     known = [_known(subjects, options, index) for index in subjects.indices]
@@ -340,14 +356,21 @@ def used_versions(runtime: str) -> Mapping[str, str]:
 def described(data: Dataset, indices: range) -> str:
     """Which images were certified."""
     if len(indices) == len(data.images):
-        return f"All {len(indices)} images of split {data.split!r}"
+        return f"All {counted(len(indices), 'image', 'images')} of split {data.split!r}"
     which = ", ".join(map(str, indices[:2])) + (f" .. {indices[-1]}" if len(indices) > 2 else "")
     return f"{len(indices)} of the {len(data.images)} images of split {data.split!r}: {which}"
 
 
 def integer_samples(options: argparse.Namespace) -> Sequence[int]:
-    """The n of each integer run, the float twin's first."""
-    return list(dict.fromkeys([options.n, options.integer_n]))
+    """The n of each integer run, the float twin's first.
+
+    Raises:
+        ParameterError: if the second has fewer.
+    """
+    more = max(INTEGER_N, options.n) if options.integer_n is None else options.integer_n
+    if more < options.n:
+        raise ParameterError(f"--integer-n {more}: expected as many samples as --n at least, {options.n}")
+    return list(dict.fromkeys([options.n, more]))
 
 
 def run(options: argparse.Namespace, command: str) -> None:
@@ -388,8 +411,9 @@ def argument_parser() -> argparse.ArgumentParser:
         " all)")  # fmt: skip
     add("--skip", type=natural, metavar="K", help="take every K-th image (default: what spreads M images evenly)")
     add("--n", type=natural, default=1000, metavar="N", help="samples that both are certified with (default: 1000)")
-    add("--integer-n", type=natural, default=10000, metavar="N",
-        help="samples that the integer model is certified with once more (default: 10000)")  # fmt: skip
+    add("--integer-n", type=natural, metavar="N",
+        help=f"samples, --n or more, that the integer model is certified with once more (default: {INTEGER_N}, or as"
+        " --n)")  # fmt: skip
     add("--n0", type=natural, default=100, metavar="N0", help="samples that select the class (default: 100)")
     add("--alpha", type=rational, default=Fraction(1, 1000), metavar="A",
         help="probability that an image's result may be wrong (default: 0.001)")  # fmt: skip

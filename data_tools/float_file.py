@@ -7,11 +7,12 @@ writes the layers of both.
 from __future__ import annotations
 
 import os
+import re
 
 from intsmooth_ref import strict_hdf5
 from intsmooth_ref.data_tools.float_model import FLOAT_LAYER_KINDS, FloatModel
 from intsmooth_ref.errors import ModelFormatError
-from intsmooth_ref.model.layer_groups import check_format, layer_groups, read_layers
+from intsmooth_ref.model.layer_groups import layer_groups, read_layers
 from intsmooth_ref.strict_hdf5 import Attribute, Group, GroupReader
 
 FORMAT = "intsmooth-ref float model"
@@ -19,6 +20,9 @@ VERSION = 1
 
 #: A float model file, and all that it holds, may be as large as this: 268 million parameters.
 MAX_BYTES = 1 << 30
+
+#: How the provenance of an integer model names the file that it was made of.
+NAMED = re.compile("float model file of SHA-256 ([0-9a-f]{64})")
 
 
 def save_float_model(path: str | os.PathLike[str], model: FloatModel) -> None:
@@ -39,8 +43,9 @@ def load_float_model(path: str | os.PathLike[str]) -> FloatModel:
         ModelFormatError: file, layer, field, what was found and what was expected, in one line.
     """
     name = os.fspath(path)
-    reader = GroupReader(strict_hdf5.read(path, ModelFormatError, MAX_BYTES, floats=True), name, ModelFormatError)
-    check_format(reader, FORMAT, VERSION)
+    root = strict_hdf5.read(path, ModelFormatError, MAX_BYTES, floats=True, format_name=FORMAT)
+    reader = GroupReader(root, name, ModelFormatError)
+    reader.take_header(VERSION)
     provenance, class_names = reader.string("provenance"), reader.string_list("class_names")
     layers = read_layers(reader.group("layers"), FLOAT_LAYER_KINDS)
     reader.finish()
@@ -48,3 +53,14 @@ def load_float_model(path: str | os.PathLike[str]) -> FloatModel:
         return FloatModel(layers, class_names, provenance)
     except ModelFormatError as problem:
         raise ModelFormatError(f"{name}: {problem}") from None
+
+
+def other_float_model(provenance: str, sha256: str) -> str | None:
+    """The SHA-256 of the float model file that an integer model was made of, if its provenance names another one.
+
+    Args:
+        provenance: of the integer model.
+        sha256: of the float model's file, whole.
+    """
+    named = NAMED.findall(provenance)
+    return named[0] if named and sha256 not in named else None

@@ -15,7 +15,9 @@ from typing import Any, ClassVar, Mapping, Sequence
 import numpy as np
 
 from intsmooth_ref.errors import ModelFormatError
-from intsmooth_ref.model.proof import LAYER_NAME, MAX_ELEMENTS, MAX_EXTENT, MAX_LAYERS
+from intsmooth_ref.model.proof import (
+    LAYER_NAME, MAX_ELEMENTS, MAX_EXTENT, MAX_LAYERS, check_class_names, count_range,
+)  # fmt: skip
 
 #: Unary functions that a `Function` may name; an integer model holds each as a table.
 FUNCTIONS = ("elu", "gelu", "hard_sigmoid", "hard_swish", "leaky_relu", "sigmoid", "silu", "tanh")
@@ -87,7 +89,7 @@ class Linear(FloatLayer):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class BatchNorm(FloatLayer):
-    """`scale * (x - mean) / sqrt(variance + epsilon) + shift`, a value of each a channel."""
+    """`scale * (x - mean) / sqrt(variance + epsilon) + shift`, one of each per channel."""
 
     scale: np.ndarray = _array(1)
     shift: np.ndarray = _array(1)
@@ -233,8 +235,7 @@ def _shapes(layers: Sequence[FloatLayer], class_names: Sequence[str]) -> dict[st
         _expect(name in used, f"layer {name!r}", "is read by no layer", "a graph in which every layer counts")
     scores = shapes[layers[-1].name]
     _expect(len(scores) == 1, f"layer {layers[-1].name!r}", f"gives shape {scores}", "scores of shape (classes,)")
-    if class_names:
-        _expect(len(class_names) == scores[0], "model", f"has {len(class_names)} class names", f"{scores[0]}")
+    check_class_names(class_names, scores[0])
     return shapes
 
 
@@ -246,7 +247,8 @@ def output_shape(layer: FloatLayer, shapes: Mapping[str, tuple[int, ...]]) -> tu
     """
     where = f"layer {layer.name[:100]!r}"
     fewest, most = layer.arity
-    _expect(fewest <= len(layer.inputs) <= most, where, f"has {len(layer.inputs)} inputs", f"{fewest} to {most}")
+    found = f"reads {len(layer.inputs)} of the layers before it"
+    _expect(fewest <= len(layer.inputs) <= most, where, found, count_range(fewest, most))
     for name in layer.inputs:
         _expect(name in shapes, where, f"reads {name[:100]!r}", "the name of an earlier layer")
     _check_fields(layer, where)
@@ -366,6 +368,8 @@ def _(layer: Function, where: str, source: tuple[int, ...]) -> tuple[int, ...]:
     _expect(layer.function in FUNCTIONS, where, f"names the function {layer.function[:100]!r}",
             f"one of {', '.join(FUNCTIONS)}")  # fmt: skip
     _expect(isfinite(layer.slope), f"{where}: slope", f"is {layer.slope}", "a finite number")
+    good = layer.slope == 0 or layer.function == "leaky_relu"
+    _expect(good, f"{where}: slope", f"is {layer.slope:g}", f"0, as {layer.function} has none")
     return source
 
 

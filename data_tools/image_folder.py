@@ -1,8 +1,9 @@
 """A folder of images to a dataset file: `python -m intsmooth_ref.data_tools.image_folder FOLDER OUT.h5`.
 
-Each sub-folder is a class, in sorted order; with `--flat` the images lie in FOLDER itself and have no labels. Images
-are taken in the order of the bytes of their relative paths. Hidden files and files of other suffixes are left out; an
-image that is damaged, truncated or so large that decoding it is a risk is named and left out.
+Each sub-folder is a class, in sorted order; with `--flat` the images lie in FOLDER itself and have no labels. Where
+FOLDER/train and FOLDER/test hold the classes, each is converted to a file of its own. Images are taken in the order of
+the bytes of their relative paths. Hidden files and files of other suffixes are left out; an image that is damaged,
+truncated or so large that decoding it is a risk is named and left out.
 
 What becomes of a pixel, in this order:
 
@@ -34,6 +35,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from intsmooth_ref.cli.messages import counted
 from intsmooth_ref.data_tools.converter import (
     MAX_PIXEL_BYTES, add_output, argument_parser, checksum_line, expect, printable, run, say, show_progress,
 )  # fmt: skip
@@ -43,6 +45,9 @@ from intsmooth_ref.strict_hdf5 import NAME, NAME_RULE
 
 #: The only decoders that are let near a file, whatever its suffix says.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+
+#: What a folder is called that holds a split, not a class.
+SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 WHITE = (255, 255, 255, 255)
 MAX_SIDE = 1 << 14
@@ -104,6 +109,20 @@ def source_files(folder: Path, flat: bool, split: str) -> tuple[list[Source], tu
             for path in images_below(each)
         ]
     return sorted(sources, key=lambda source: os.fsencode(source.relative)), tuple(each.name for each in classes)
+
+
+def check_classes(folder: Path) -> None:
+    """Refuse a folder of splits, which would be taken for classes.
+
+    Raises:
+        DatasetError: if all sub-folders are called as splits are, and hold folders but no image.
+    """
+    found = class_folders(folder)
+    if found and all(each.name.lower() in SPLIT_FOLDERS and class_folders(each) for each in found):
+        if not any(is_image(path) for each in found for path in each.iterdir()):
+            names = ", ".join(each.name for each in found)
+            expected = f"one a class: convert {found[0]} by itself, with --split {found[0].name}"
+            raise DatasetError(f"{folder}: found folders of splits ({names}); expected {expected}")
 
 
 def is_image(path: Path) -> bool:
@@ -200,7 +219,8 @@ def convert(sources: Sequence[Source], form: Form, class_names: Sequence[str], o
         found = len(list(files))
         chosen = [index for index, source in enumerate(kept) if source.split == split]
         if not chosen:
-            raise DatasetError(f"split {split!r}: found {found} files and no readable image; expected one at least")
+            files_found = counted(found, "file", "files")
+            raise DatasetError(f"split {split!r}: found {files_found} and no readable image; expected one at least")
         part = slice(chosen[0], chosen[-1] + 1)
         labels = np.array([source.label for source in kept[part]], dtype=np.int64)
         checksums = hashlib.sha256(b"".join(checksum_lines[part])).hexdigest()
@@ -282,6 +302,15 @@ def decoder() -> str:
     return f"Pillow {PIL.__version__}, {jpeg} {version}"
 
 
+def warn_of_classes(dataset: Dataset) -> None:
+    """Say what passes but is seldom meant: a class without an image, and a single class."""
+    for name, count in zip(dataset.class_names, np.bincount(dataset.labels, minlength=len(dataset.class_names))):
+        if count == 0:
+            say(f"warning: found no image of the class {name!r}; it stays a class")
+    if len(dataset.class_names) == 1:
+        say(f"warning: found one class, {dataset.class_names[0]!r}; expected two at least to tell apart")
+
+
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
@@ -312,10 +341,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def dataset() -> list[Dataset]:
         folder: Path = options.folder
         sources, class_names = source_files(folder, options.flat, options.split)
+        if not options.flat:
+            check_classes(folder)
         where = "in the folder itself" if options.flat else "in a sub-folder a class (images without classes: --flat)"
         expect(len(sources) > 0, folder, "no image", f"{', '.join(IMAGE_SUFFIXES)} files {where}")
         origin = f"image_folder: folder {printable(folder.resolve().name)!r}"
-        return convert(sources, Form(options.size, options.gray), class_names, origin)
+        datasets = convert(sources, Form(options.size, options.gray), class_names, origin)
+        if not options.flat:
+            warn_of_classes(datasets[0])
+        return datasets
 
     return run(options, dataset)
 

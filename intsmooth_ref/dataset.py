@@ -18,6 +18,7 @@ from typing import IO, Sequence
 import numpy as np
 
 from . import strict_hdf5
+from .class_names import CLASS_NAME_RULE, is_class_name
 from .errors import DatasetError
 from .strict_hdf5 import Array, Attribute, Group, GroupReader
 
@@ -75,8 +76,7 @@ class Dataset:
         found = f"{len(self.class_names)} class names"
         _expect(len(self.class_names) <= MAX_CLASSES, where, found, f"at most {MAX_CLASSES}")
         for name in self.class_names:
-            printable = isinstance(name, str) and name.isprintable() and name != ""
-            _expect(printable, where, f"the class name {name!r}", "printable text")
+            _expect(is_class_name(name), where, f"the class name {name!r}", CLASS_NAME_RULE)
         for name, array in (("images", self.images), ("labels", self.labels)):
             object.__setattr__(self, name, _read_only(array))
 
@@ -169,10 +169,8 @@ def _stored(dataset: Dataset) -> Group:
 
 
 def _load_hdf5(path: str, split: str | None) -> Dataset:
-    reader = GroupReader(strict_hdf5.read(path, DatasetError, MAX_BYTES), path, DatasetError)
-    found, version = reader.string("format"), reader.integer("format_version")
-    if (found, version) != (FORMAT, FORMAT_VERSION):
-        reader.refuse(f"format {found[:100]!r}, version {version}", f"{FORMAT!r}, version {FORMAT_VERSION}")
+    reader = GroupReader(strict_hdf5.read(path, DatasetError, MAX_BYTES, format_name=FORMAT), path, DatasetError)
+    reader.take_header(FORMAT_VERSION)
     splits = reader.group_names()
     chosen = _chosen_split(path, splits, split)
     readers = {name: reader.group(name) for name in splits}

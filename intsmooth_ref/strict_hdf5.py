@@ -167,13 +167,17 @@ def _stored_strings(value: str | tuple[str, ...], where: str) -> np.ndarray:
 
 
 def read(
-    path: str | os.PathLike[str], error: type[IntsmoothError], max_bytes: int, *, floats: bool = False
-) -> Group:
+    path: str | os.PathLike[str], error: type[IntsmoothError], max_bytes: int, *, floats: bool = False,
+    format_name: str | None = None, advice: Mapping[str, str] = {},
+) -> Group:  # fmt: skip
     """Read a whole file. Arrays are read-only and in native byte order.
 
     Args:
         max_bytes: bound on the file's size, and on the size of all it holds once it is decompressed.
         floats: allow them.
+        format_name: what the attribute `format` must say; it is asked first, lest a file of another kind be called a
+            broken one of this.
+        advice: by the name of another format, what to do with a file of it.
 
     Raises:
         error: file, object in it, what was found and what was expected, in one line.
@@ -186,7 +190,10 @@ def read(
     try:
         file = _opened(image)
         try:
-            return reader.group(h5py.h5g.open(file, b"/"), "", 0)
+            root = h5py.h5g.open(file, b"/")
+            if format_name is not None:
+                reader.expect_format(root, format_name, advice)
+            return reader.group(root, "", 0)
         finally:
             file.close()
     except LIBRARY_ERRORS as problem:
@@ -263,6 +270,18 @@ class _Reader:
     def _refuse(self, where: str, found: str, expected: str) -> NoReturn:
         raise self._error(f"{self._path}: {where}: found {found}; expected {expected}")
 
+    def expect_format(self, root: Any, name: str, advice: Mapping[str, str]) -> None:
+        from h5py import h5a
+
+        if not h5a.exists(root, b"format"):
+            self._refuse("/", "no attribute 'format'", repr(name))
+        found = self._attribute(h5a.open(root, b"format"), "/: attribute 'format'")
+        if isinstance(found, tuple) and len(found) == 1:
+            found = found[0]
+        if not isinstance(found, str) or found != name:
+            hint = f": {advice[found]}" if isinstance(found, str) and found in advice else ""
+            self._refuse("/", f"a file of format {found!r:.100}", f"{name!r}{hint}")
+
     def group(self, node: Any, where: str, depth: int) -> Group:
         """Everything in `node`, an open group; `where` is its path, empty for the root."""
         import h5py
@@ -329,7 +348,7 @@ class _Reader:
 
     # --- types and shapes
 
-    def _element_type(self, datatype: Any, where: str) -> np.dtype:
+    def _element_type(self, datatype: Any, shape: tuple[int, ...], where: str) -> np.dtype:
         """The NumPy dtype of the elements as the file stores them; that of a string is `S` or, if variable, object."""
         from h5py import h5t
 
@@ -341,7 +360,7 @@ class _Reader:
         if kind == h5t.STRING:
             return np.dtype(object if datatype.is_variable_str() else f"S{datatype.get_size()}")
         if kind == h5t.FLOAT:
-            return self._float_type(datatype, where)
+            return self._float_type(datatype, shape, where)
         names = {
             h5t.COMPOUND: "a compound type", h5t.REFERENCE: "references", h5t.ENUM: "an enumeration or booleans",
             h5t.VLEN: "lists of variable length", h5t.ARRAY: "an array type", h5t.OPAQUE: "opaque bytes",
@@ -359,10 +378,11 @@ class _Reader:
         signed = "i" if datatype.get_sign() == h5t.SGN_2 else "u"
         return np.dtype(f"{'<' if order == h5t.ORDER_LE else '>'}{signed}{size}")
 
-    def _float_type(self, datatype: Any, where: str) -> np.dtype:
+    def _float_type(self, datatype: Any, shape: tuple[int, ...], where: str) -> np.dtype:
+        """An empty list of floats is no float: h5py writes [] as one, whatever it is a list of."""
         from h5py import h5t
 
-        if not self._floats:
+        if prod(shape) and not self._floats:
             self._refuse(where, "floating-point numbers", "integers only")
         standard = {"<f4": h5t.IEEE_F32LE, ">f4": h5t.IEEE_F32BE, "<f8": h5t.IEEE_F64LE, ">f8": h5t.IEEE_F64BE}
         for name, each in standard.items():
@@ -374,7 +394,7 @@ class _Reader:
         from h5py import h5s
 
         if space.get_simple_extent_type() == h5s.NULL:
-            self._refuse(where, "an empty dataspace", "a value")
+            return (0,)
         shape = space.get_simple_extent_dims()
         if len(shape) > max_rank:
             self._refuse(where, f"rank {len(shape)}", f"at most {max_rank}")
@@ -394,8 +414,8 @@ class _Reader:
 
     def _attribute(self, attribute: Any, where: str) -> Attribute:
         datatype = attribute.get_type()
-        dtype = self._element_type(datatype, where)
         shape = self._shape(attribute.get_space(), 1, where)
+        dtype = self._element_type(datatype, shape, where)
         size = prod(shape) * datatype.get_size()
         if size > MAX_ATTRIBUTE_BYTES:
             self._refuse(where, f"{size} bytes", f"at most {MAX_ATTRIBUTE_BYTES}")
@@ -451,9 +471,9 @@ class _Reader:
         if h5a.get_num_attrs(dataset):
             self._refuse(where, "attributes of an array", "attributes of groups only")
         datatype = dataset.get_type()
-        dtype = self._element_type(datatype, where)
-        chunk = self._check_storage(dataset.get_create_plist(), dtype, where)
         shape = self._shape(dataset.get_space(), MAX_RANK, where)
+        dtype = self._element_type(datatype, shape, where)
+        chunk = self._check_storage(dataset.get_create_plist(), dtype, where)
         self._spend(shape, chunk, datatype.get_size(), where)
         if dtype.kind not in "iuf" and (len(shape) != 1 or shape[0] > MAX_STRINGS):
             self._refuse(where, f"strings of shape {shape}", f"a list of at most {MAX_STRINGS}")
@@ -587,6 +607,13 @@ class GroupReader:
     def refuse(self, found: str, expected: str) -> NoReturn:
         raise self._error(f"{self._path}: {self._where or '/'}: found {found}; expected {expected}")
 
+    def take_header(self, version: int) -> None:
+        """`format`, which `read` has checked, and `format_version`, which must be this one."""
+        self.string("format")
+        found = self.integer("format_version")
+        if found != version:
+            self.refuse(f"format_version {found}", f"{version}, the one that this release reads")
+
     def has(self, prefix: str) -> bool:
         """Is there anything left whose name begins like this?"""
         return any(name.startswith(prefix) for name in (*self._attributes, *self._arrays, *self._groups))
@@ -625,6 +652,8 @@ class GroupReader:
 
     def strings(self, name: str) -> tuple[str, ...]:
         value = self._take(self._attributes, "attribute", name)
+        if np.size(value) == 0:
+            return ()  # of whatever type
         if not isinstance(value, (str, tuple)):
             self.refuse(f"attribute {name!r} that holds {_numbers(value)}", "text")
         return (value,) if isinstance(value, str) else value
@@ -632,6 +661,8 @@ class GroupReader:
     def string_list(self, name: str) -> tuple[str, ...]:
         """An array of strings."""
         value = self._take(self._arrays, "array", name)
+        if np.size(value) == 0:
+            return ()  # of whatever type
         if not isinstance(value, tuple):
             self.refuse(f"array {name!r} of {value.dtype}", "strings")
         return value

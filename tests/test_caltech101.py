@@ -158,7 +158,7 @@ def test_an_unreadable_image_is_named_and_moves_no_other(tmp_path: Path, capsys:
 def test_a_split_without_a_readable_image_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {"a/1.png": png(coloured(1, 1)), "a/2.png": b"damaged"}
     line = refused(capsys, written(tmp_path / "photos", files), "--test-every", "2")
-    assert line == "error: split 'test': found 1 files and no readable image; expected one at least"
+    assert line == "error: split 'test': found 1 file and no readable image; expected one at least"
 
 
 def test_classes_too_small_for_a_test_image_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,7 +268,7 @@ def test_a_folder_above_the_classes_is_refused(tmp_path: Path, capsys: pytest.Ca
 def test_a_source_without_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert f"{tmp_path / 'empty'}: found no image; expected CLASS/IMAGE" in refused(capsys, tmp_path / "empty")
-    assert refused(capsys, tmp_path / "no").endswith("no: found no such file; expected one to convert")
+    assert refused(capsys, tmp_path / "no").endswith("no: found no such file; expected one to read")
 
 
 # --- the program

@@ -658,14 +658,14 @@ def test_a_folder_without_one_of_its_files_is_refused(tmp_path: Path, capsys: py
     folder = written(tmp_path / "folder", BINARY_FILES)
     (folder / "data_batch_4.bin").unlink()
     line = refused(capsys, folder)
-    assert line == f"error: {folder / 'data_batch_4.bin'}: found no such file; expected one to convert"
+    assert line == f"error: {folder / 'data_batch_4.bin'}: found no such file; expected one to read"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes there")
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(tmp_path / "pipe")
     line = refused(capsys, tmp_path / "pipe")
-    assert line == f"error: {tmp_path / 'pipe'}: found no regular file; expected one to convert"
+    assert line == f"error: {tmp_path / 'pipe'}: found no regular file; expected one to read"
 
 
 def test_an_archive_or_a_folder_of_something_else_is_refused(
@@ -677,7 +677,7 @@ def test_an_archive_or_a_folder_of_something_else_is_refused(
     assert refused(capsys, source) == f"error: {source}: found no batch; expected {expected_folders}"
     (tmp_path / "folder").mkdir()
     assert "found no CIFAR-10; expected one of batches.meta, batches.meta.txt" in refused(capsys, tmp_path / "folder")
-    assert refused(capsys, tmp_path / "no").endswith("no: found no such file; expected one to convert")
+    assert refused(capsys, tmp_path / "no").endswith("no: found no such file; expected one to read")
 
 
 # --- the program

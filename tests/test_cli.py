@@ -20,6 +20,7 @@ from intsmooth_ref.cli.messages import one_line
 from intsmooth_ref.compilation import numba_available
 from intsmooth_ref.dataset import Dataset, save_dataset
 from intsmooth_ref.engine.known_answers import make_known_answers
+from intsmooth_ref.model.graph import IntegerModel
 from intsmooth_ref.model.hdf5 import KnownAnswers, save_model
 from threshold_model import threshold_model
 
@@ -160,6 +161,13 @@ def test_predict_says_the_class_or_abstains(files, tmp_path, capsys):
     assert f"{IMAGES} images" in out
 
 
+def test_without_labels_or_names_nothing_is_counted_as_wrong_or_refused(files, tmp_path, capsys):
+    save_model(tmp_path / "named.h5", IntegerModel(threshold_model().layers, ("day", "night")))
+    arguments = ("--n", 100, "--seed", 5, "--engine", "reference", "--max", 1, "--out", tmp_path / "p.tsv")
+    status, out, _ = run(capsys, "predict", tmp_path / "named.h5", files / "data.npy", *arguments)
+    assert status == 0 and " correct" not in out and "\n0 abstained\n" in out
+
+
 def test_inspect_shows_the_proof_and_checks_the_known_answers(files, tmp_path, capsys):
     status, out, _ = run(capsys, "inspect", files / "model.h5", "--check", "--engine", "reference")
     assert status == 0 and "known answers agree: 12 images, every layer, engine reference" in out
@@ -170,7 +178,9 @@ def test_inspect_shows_the_proof_and_checks_the_known_answers(files, tmp_path, c
     save_model(tmp_path / "wrong.h5", model, wrong)
     status, _, err = run(capsys, "inspect", tmp_path / "wrong.h5", "--check", "--engine", "reference")
     assert status == 1 and "known answers differ: layer 'flat': SHA-256 of the output is" in err
-    save_model(tmp_path / "none.h5", model)
+    save_model(tmp_path / "none.h5", IntegerModel(model.layers, (), "made by a\nof b; began as: \x1b"))
+    out = run(capsys, "inspect", tmp_path / "none.h5")[1]
+    assert "\nprovenance  made by a\\nof b\n            began as: \\x1b\n\n" in out
     status, _, err = run(capsys, "inspect", tmp_path / "none.h5", "--check")
     assert status == 1 and "holds no known answers to check" in err
 
@@ -196,8 +206,11 @@ def test_inspect_shows_the_proof_and_checks_the_known_answers(files, tmp_path, c
         (["certify", "MODEL", "DATA", "--out", "/nonexistent/a.tsv"], 1, "No such file or directory"),
         (["certify", "MODEL"], 1, "expected a data file after the model"),
         (["certify", "missing.h5", "DATA"], 1, "missing.h5"),
-        (["certify", "DATA", "DATA"], 1, "intsmooth-ref model"),
-        (["certify", "MODEL", "MODEL"], 1, "intsmooth-ref"),
+        (["certify", "DATA", "DATA"], 1, "of format 'intsmooth-ref images'; expected 'intsmooth-ref model'"),
+        (["certify", "MODEL", "MODEL"], 1, "of format 'intsmooth-ref model'; expected 'intsmooth-ref images'"),
+        (["certify", "NAMED", "DATA"], 1, "data.h5: found class 0 called 'dark'; expected 'day', as in the model"),
+        (["predict", "NAMED", "DATA"], 1, "data.h5: found class 0 called 'dark'; expected 'day', as in the model"),
+        (["certify", "NAMED", "THREE"], 1, "found 3 named classes (a, b, c); expected 2 (day, bright), the model's"),
         (["certify", "MODEL", "FOLDER"], 1, "image_folder"),
         (["certify", "MODEL", "WRONG"], 1, "expected uint8 (3, 3, 1), which the model takes"),
         (["predict", "MODEL", "DATA", "--n", "10"], 1, "expected at least 11"),
@@ -206,8 +219,11 @@ def test_inspect_shows_the_proof_and_checks_the_known_answers(files, tmp_path, c
 )
 def test_a_mistake_ends_in_one_line_and_a_status(files, tmp_path, capsys, arguments, status, message):
     np.save(tmp_path / "wrong.npy", np.zeros((2, 4, 4, 1), np.uint8))
+    save_model(tmp_path / "named.h5", IntegerModel(threshold_model().layers, ("day", "bright")))
+    np.savez(tmp_path / "three.npz", images=np.zeros((1, 3, 3, 1), np.uint8), class_names=["a", "b", "c"])
     places = {"MODEL": files / "model.h5", "DATA": files / "data.h5", "FOLDER": tmp_path,
-              "WRONG": tmp_path / "wrong.npy"}  # fmt: skip
+              "WRONG": tmp_path / "wrong.npy", "NAMED": tmp_path / "named.h5",
+              "THREE": tmp_path / "three.npz"}  # fmt: skip
     found, out, err = run(capsys, *(places.get(argument, argument) for argument in arguments))
     assert found == status and message in err and err.count("\n") == 1 and err.startswith("intsmooth-ref")
     assert out == ""

@@ -161,7 +161,7 @@ def replace(path: str, data: np.ndarray) -> Callable[[h5py.File], None]:
 
 
 BROKEN: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
-    "format": (lambda f: f.attrs.__setitem__("format", "intsmooth-ref model"), "/: found format 'intsmooth-ref model'"),
+    "format": (lambda f: f.attrs.__setitem__("format", "intsmooth-ref model"), "/: found a file of format 'intsmooth-"),
     "version": (lambda f: f.attrs.__setitem__("format_version", 2), "version 2; expected"),
     "unknown attribute": (lambda f: f.attrs.__setitem__("author", "me"), "/: found the unknown attribute 'author'"),
     "unknown array": (lambda f: f.__setitem__("test/x", np.zeros(1, "i1")), "/test: found the unknown array 'x'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from statistics import NormalDist
@@ -41,6 +43,7 @@ from intsmooth_ref.data_tools.float_certification import Scores
 from intsmooth_ref.data_tools.float_file import save_float_model
 from intsmooth_ref.dataset import Dataset, save_dataset
 from intsmooth_ref.errors import ResultFileError
+from intsmooth_ref.model.graph import IntegerModel
 from intsmooth_ref.model.hdf5 import load_model, save_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -233,7 +236,7 @@ def test_what_is_printed_is_the_markdown_and_names_its_circumstances(done: tuple
     assert printed == (out / "table.md").read_text()
     for words in (
         "All 13 images of split 'test'; sigma 0.25, alpha 0.001, n0 20, seed 3.", "not sound to the last digit",
-        "- processor: ", "numpy ", f"- command: python -m intsmooth_ref.data_tools.evaluate {files / 'float.h5'} ",
+        "- processor: ", "numpy ", f"- command: `python -m intsmooth_ref.data_tools.evaluate {files / 'float.h5'} ",
         "- date: 20", "as NumPy's BLAS chooses",
     ):  # fmt: skip
         assert words in printed
@@ -271,7 +274,7 @@ INTEGER = made_up("integer", ["0.25", "0.75", "0.1", "0.3"], [1, 0, 1, 0], clean
 def test_accuracies_are_shown_rounded_down_and_differences_with_their_sign() -> None:
     text = as_markdown(comparison(TWIN, INTEGER, made_up("integer", ["0.26"] * 3, [1, 1, 0], n=10000)))
     assert cells(text, "") == [
-        ["", "n", "0", "0.25", "0.5", "0.75", "ACR", "abstained", "clean"],
+        ["", "n", "radius 0", "radius 0.25", "radius 0.5", "radius 0.75", "ACR", "abstained", "clean"],
         ["", "n", "runtime", "threads", "samples/s", "wall time"],
     ]
     first, speed = cells(text, "float")
@@ -280,9 +283,9 @@ def test_accuracies_are_shown_rounded_down_and_differences_with_their_sign() -> 
     assert cells(text, "integer")[0] == ["integer", "100", "0.500", "0.250", "0.000", "0.000", "0.087", "0", "0.750"]
     assert cells(text, "integer")[1][:4] == ["integer", "10,000", "0.666", "0.666"]
     assert cells(text, "difference") == [
-        ["difference", "", "**-25.0**", "-25.0", "-25.0", "0.0", "-0.162", "-1", "-25.0"]
+        ["difference", "", "**-25.0 pp**", "-25.0 pp", "-25.0 pp", "0.0 pp", "-0.162", "-1", "-25.0 pp"]
     ]
-    assert "Largest difference: -25.0 points at radius 0 (1 of 4 images)." in text
+    assert "Largest difference: at radius 0 the integer model certifies 1 of 4 images fewer.\n\nColumns: " in text
     assert cells(text, "parameters") == [["parameters", "4,000", "1,001", "74.9 %"]]
     assert cells(text, "file") == [["file", "1,000", "1,100", "-10.0 %"]]
     assert r"- date: to\nday" in text
@@ -291,8 +294,26 @@ def test_accuracies_are_shown_rounded_down_and_differences_with_their_sign() -> 
 def test_the_largest_difference_is_flagged_wherever_it_is_and_whatever_its_sign() -> None:
     better = made_up("integer", ["0.5", "0.5", "0.3", "0.6"], [1, 1, 1, 1])
     text = as_markdown(comparison(TWIN, better))
-    assert cells(text, "difference")[0][2:6] == ["+25.0", "**+50.0**", "+50.0", "0.0"]
-    assert "Largest difference: +50.0 points at radius 0.25 (2 of 4 images)." in text
+    assert cells(text, "difference")[0][2:6] == ["+25.0 pp", "**+50.0 pp**", "+50.0 pp", "0.0 pp"]
+    assert "Largest difference: at radius 0.25 the integer model certifies 2 of 4 images more." in text
+
+
+def test_whoever_subtracts_two_rows_finds_the_differences() -> None:
+    """Radii 0.1239 and 0.1251 are shown as 0.123 and 0.125; two of seven and one of seven as 0.285 and 0.142."""
+    before = made_up("float", ["0.8673", *["0"] * 6], [1, 1, *[0] * 5])
+    after = made_up("integer", ["0.8757", *["0"] * 6], [1, *[0] * 6])
+    text = as_markdown(comparison(before, after))
+    assert cells(text, "float")[0][2:] == ["0.285", "0.142", "0.142", "0.142", "0.000", "0.123", "5", "0.571"]
+    assert cells(text, "integer")[0][2:] == ["0.142", "0.142", "0.142", "0.142", "0.000", "0.125", "6", "0.571"]
+    assert cells(text, "difference")[0][2:] == [
+        "**-14.3 pp**", "0.0 pp", "0.0 pp", "0.0 pp", "0.0 pp", "+0.002", "+1", "0.0 pp"
+    ]
+
+
+def test_no_difference_is_zero_with_a_sign() -> None:
+    twin = made_up("float", ["0.5", "0.5"], [1, 1], clean=2)
+    less = made_up("integer", ["0.4999999", "0.5000001"], [1, 1], clean=2)
+    assert cells(as_markdown(comparison(twin, less)), "difference")[0][-3:] == ["0.000", "0", "0.0 pp"]
 
 
 def test_without_a_difference_none_is_flagged() -> None:
@@ -492,7 +513,7 @@ def test_images_that_the_models_cannot_be_right_on_are_refused(
     "more, words",
     [
         (("--n", 9), "9 samples cannot certify anything"),
-        (("--integer-n", 9), "9 samples cannot certify anything"),
+        (("--integer-n", N - 1), f"--integer-n {N - 1}: expected as many samples as --n at least, {N}"),
         (("--alpha", 2), "alpha 2: expected a probability"),
         (("--sigma", 0), "sigma"),
         (("--seed", 2**64), "seed"),
@@ -504,6 +525,44 @@ def test_what_can_lead_to_nothing_is_refused_before_anything_is_begun(
 ) -> None:
     assert words in refused(arguments(files, tmp_path / "out", *more), capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_images_and_models_of_other_classes_are_refused(files: Path, tmp_path: Path, capsys: Any) -> None:
+    save_model(tmp_path / "integer.h5", IntegerModel(threshold_model().layers, ("dark", "light")))
+    given = arguments(files, tmp_path / "out")
+    given[1] = str(tmp_path / "integer.h5")
+    expected = "found class 1 called 'bright'; expected 'light', as in the model"
+    assert f"split 'test': {expected}" in refused(given, capsys)
+    save_float_model(tmp_path / "float.h5", replace(float_twin(), class_names=("bright", "dark")))
+    given[:2] = str(tmp_path / "float.h5"), str(files / "integer.h5")
+    assert "found class 0 called 'dark'; expected 'bright'" in refused(given, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_float_model_that_the_integer_model_was_not_made_of_is_warned_of(
+    files: Path, tmp_path: Path, capsys: Any
+) -> None:
+    own = hashlib.sha256((files / "float.h5").read_bytes()).hexdigest()
+    for named, warnings in ((own, 0), ("c5" * 32, 1)):
+        provenance = f"made by a test; float model file of SHA-256 {named}: by hand"
+        save_model(tmp_path / "integer.h5", IntegerModel(threshold_model().layers, (), provenance))
+        given = arguments(files, tmp_path / "out", "--max", 1)
+        given[1] = str(tmp_path / "integer.h5")
+        assert evaluate.main(given) == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+        warning = f"warning: {tmp_path / 'integer.h5'}: names another float model ({named}); found {own}"
+        assert lines == [warning] * warnings
+
+
+def test_every_run_has_a_heading_and_the_integer_model_never_has_fewer_samples(
+    files: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "INTEGER_N", 200)
+    given = arguments(files, tmp_path / "out", "--max", 1)
+    position = given.index("--integer-n")
+    assert evaluate.main(given[:position] + given[position + 2 :]) == 0
+    headings = [line for line in capsys.readouterr().err.splitlines() if " samples of " in line]
+    assert headings == ["integer model: 20 + 300 samples of 1 image", "float twin (numpy): 20 + 300 samples of 1 image"]
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])

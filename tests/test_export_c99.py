@@ -253,7 +253,7 @@ def test_names_that_c_or_a_person_would_stumble_over_are_refused(name):
 
 @needs_compiler
 def test_class_names_of_any_text_compile_and_come_back(tmp_path):
-    names = ('"; int x; //', "caf\u00e9 ??/ \\ %d \x01 9")
+    names = ('"; int x; //', "caf\u00e9 ??/ \\ %d \u4e00 9")
     program = c_program(IntegerModel(threshold_model().layers, names), "model")
     (tmp_path / "model.h").write_text(program.header, encoding="ascii")
     (tmp_path / "model.c").write_text(program.source, encoding="ascii")

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from damage import damaged, run_elsewhere, unsealed
-from intsmooth_ref.data_tools.float_file import load_float_model, save_float_model
+from intsmooth_ref.data_tools import float_engine
+from intsmooth_ref.data_tools.float_file import load_float_model, other_float_model, save_float_model
 from intsmooth_ref.data_tools.float_model import (
     FLOAT_LAYER_KINDS,
     FUNCTIONS,
@@ -33,7 +34,8 @@ from intsmooth_ref.data_tools.float_model import (
     MaxPool,
     Pad,
 )
-from intsmooth_ref.errors import ModelFormatError
+from intsmooth_ref.dataset import Dataset, load_dataset, save_dataset
+from intsmooth_ref.errors import IntsmoothError, ModelFormatError
 from intsmooth_ref.model.hdf5 import load_model
 
 README = Path(__file__).parents[1] / "weights" / "README.md"
@@ -146,13 +148,70 @@ def test_the_file_holds_what_the_specification_names(tmp_path: Path) -> None:
 
 
 def test_the_specification_names_every_function() -> None:
-    text = README.read_text(encoding="utf-8").split("\nFunctions, with")[1].split("\n\n")[0]
+    text = README.read_text(encoding="utf-8").split("\nFunctions; ")[1].split("\n\n")[0]
     assert {name for name in re.findall(r"`(\w+)`", text)} - {"slope"} == set(FUNCTIONS)
 
 
 def test_a_float_model_is_no_model_to_certify_with(tmp_path: Path) -> None:
-    with pytest.raises(ModelFormatError, match="floating-point numbers; expected integers only"):
+    with pytest.raises(ModelFormatError) as caught:
         load_model(saved(tmp_path / "f.h5"))
+    assert "/: found a file of format 'intsmooth-ref float model'; expected 'intsmooth-ref model': quantize it " in str(
+        caught.value
+    )
+
+
+def test_a_file_of_another_kind_is_called_that_not_a_broken_one(tmp_path: Path) -> None:
+    images = Dataset(np.zeros((1, 2, 2, 1), np.uint8), np.zeros(1, np.int64), (), "", "test")
+    save_dataset(tmp_path / "images.h5", [images])
+    for load, path, found in (
+        (load_float_model, "images.h5", "images"), (load_model, "images.h5", "images"),
+        (load_dataset, saved(tmp_path / "f.h5").name, "float model"),
+    ):  # fmt: skip
+        with pytest.raises(IntsmoothError, match=f"/: found a file of format 'intsmooth-ref {found}'; expected '"):
+            load(tmp_path / path)
+
+
+def test_a_file_of_no_kind_is_refused_before_anything_else_in_it(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = np.zeros(3, np.complex64)
+    assert refusal(tmp_path / "other.h5").endswith(
+        "/: found no attribute 'format'; expected 'intsmooth-ref float model'"
+    )
+
+
+@pytest.mark.parametrize("empty", [[], h5py.Empty("S1"), h5py.Empty("f4"), np.array([], np.int32)], ids=str)
+def test_an_empty_list_of_strings_may_be_of_any_type(tmp_path: Path, empty: Any) -> None:
+    save_float_model(tmp_path / "f.h5", replace(varied(), class_names=()))
+    with h5py.File(unsealed(tmp_path / "f.h5"), "r+") as file:
+        file["layers/0000_input"].attrs["inputs"] = empty
+        del file["class_names"]
+        file["class_names"] = empty
+    model = load_float_model(tmp_path / "f.h5")
+    assert (model.input.inputs, model.class_names) == ((), ())
+
+
+def test_an_empty_list_is_no_name_of_anything(tmp_path: Path) -> None:
+    with h5py.File(unsealed(saved(tmp_path / "f.h5")), "r+") as file:
+        file["layers/0005_add"].attrs["name"] = []
+    assert "/layers/0005_add: found attribute 'name' with 0 values; expected one string" in refusal(tmp_path / "f.h5")
+
+
+def test_an_integer_model_is_asked_which_float_model_it_was_made_of() -> None:
+    own, other = "a" * 64, "b" * 64
+    provenance = f"made of images of SHA-256 {other}; float model file of SHA-256 {own}: by hand"
+    assert other_float_model(provenance, own) is None and other_float_model(provenance, other) == own
+    assert other_float_model("by hand", own) is None
+
+
+def test_the_example_of_the_specification_is_a_float_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = README.read_text(encoding="utf-8").split("<!-- float model example -->")[1].split("```")[1]
+    exec(code.removeprefix("python"), {})
+    model = load_float_model(tmp_path / "linear.h5")
+    assert model.class_names == ("dark", "bright") and list(model.shapes) == ["image", "flat", "scores"]
+    images = np.stack([np.full((8, 8, 1), 127.5 - 51), np.full((8, 8, 1), 127.5 + 51)]).astype(np.float32)
+    # (grey / 255 - 0.5) / 0.25 is -0.8 and 0.8, 64 times; the scores are its sum and the opposite
+    assert np.allclose(float_engine.scores(model, images), [[51.2, -51.2], [-51.2, 51.2]])
 
 
 def attribute(layer: str, name: str, value: Any) -> Callable[[h5py.File], Any]:

@@ -95,8 +95,8 @@ BROKEN: dict[str, tuple[FloatLayer, str]] = {
     "twice": (replace(conv(), name="image"), "layer 'image' stands twice"),
     "second input": (replace(IMAGE, name="other"), "layer 'other' is of kind Input"),
     "reads what comes later": (at(Clamp, "scores"), "layer 'it' reads 'scores'; expected the name of an earlier layer"),
-    "too few inputs": (at(Add, "image"), "has 1 inputs; expected 2 to 2"),
-    "too many inputs": (at(Clamp, "image", "image"), "has 2 inputs; expected 1 to 1"),
+    "too few inputs": (at(Add, "image"), "reads 1 of the layers before it; expected 2"),
+    "too many inputs": (at(Clamp, "image", "image"), "reads 2 of the layers before it; expected 1"),
     "float64": (conv(weights=np.zeros((6, 3, 2, 4))), "weights is float64 of rank 4; expected float32 of rank 4"),
     "rank": (conv(weights=zeros(6, 4)), "weights is float32 of rank 2"),
     "no array": (conv(weights=None), "weights is NoneType of rank 0"),
@@ -116,6 +116,7 @@ BROKEN: dict[str, tuple[FloatLayer, str]] = {
     "not a number": (at(Clamp, maximum=nan), "maximum is not a number"),
     "function": (at(Function, function="sine"), "names the function 'sine'; expected one of elu, gelu"),
     "slope": (at(Function, function="leaky_relu", slope=inf), "slope is inf; expected a finite number"),
+    "slope of another function": (at(Function, function="silu", slope=0.3), "slope is 0.3; expected 0, as silu"),
     "sum": (at(Add, "image", "flat"), "adds shapes (9, 8, 4) and (288,)"),
     "join": (at(Concat, "image", "flat"), "joins shapes (9, 8, 4), (288,)"),
     "image for a linear layer": (at(Linear, weights=zeros(3, 4)), "reads shape (9, 8, 4); expected (C,)"),
@@ -154,5 +155,20 @@ def test_every_layer_counts_and_scores_are_vectors() -> None:
         FloatModel((IMAGE,))
     with pytest.raises(ModelFormatError, match="layer 'it' is of kind Clamp; expected an Input as the first"):
         FloatModel((at(Clamp), FLAT))
-    with pytest.raises(ModelFormatError, match="model has 2 class names; expected 4"):
-        FloatModel((IMAGE, GlobalAveragePool(name="scores", inputs=("image",))), ("a", "b"))
+
+
+@pytest.mark.parametrize("names, found", [
+    (("a", "b"), "model has 2 class names; expected 4"),
+    (("a", "b", "", "d"), "class 2 is called ''; expected printable text"),
+    (("a", "b", "c", "d\n"), r"class 3 is called 'd\n'; expected printable text"),
+    ((1, 2, 3, 4), "class 0 is called 1; expected printable text"),
+])  # fmt: skip
+def test_class_names_are_one_a_class_and_printable(names: tuple[str, ...], found: str) -> None:
+    with pytest.raises(ModelFormatError) as caught:
+        FloatModel((IMAGE, GlobalAveragePool(name="scores", inputs=("image",))), names)
+    assert found in str(caught.value)
+
+
+def test_two_classes_may_have_one_name() -> None:
+    crane = FloatModel((IMAGE, GlobalAveragePool(name="scores", inputs=("image",))), ("crane", "crane", "b", "c d"))
+    assert crane.class_names == ("crane", "crane", "b", "c d")

@@ -190,13 +190,25 @@ def test_two_sizes_in_one_file_are_refused(tmp_path: Path, capsys: pytest.Captur
     assert line.endswith("found images of sizes [(4, 3), (3, 3)]; expected one size in train and test")
 
 
+@pytest.mark.parametrize("position", [1, 3])
+def test_an_input_is_never_replaced_by_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], position: int
+) -> None:
+    arguments = written(tmp_path)
+    source = Path(arguments[position])
+    before = source.read_bytes()
+    assert idx.main([f"{tmp_path}/./{source.name}", *arguments, "--overwrite"]) == 1
+    assert capsys.readouterr().err.endswith("is read by this command; expected another name for what it writes\n")
+    assert source.read_bytes() == before
+
+
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = written(tmp_path)
     (tmp_path / "folder").mkdir()
     line = refused(capsys, tmp_path, *arguments[:3], str(tmp_path / "folder"))
-    assert line == f"error: {tmp_path / 'folder'}: found no regular file; expected one to convert"
+    assert line == f"error: {tmp_path / 'folder'}: found no regular file; expected one to read"
     line = refused(capsys, tmp_path, *arguments[:3], str(tmp_path / "nowhere"))
-    assert line == f"error: {tmp_path / 'nowhere'}: found no such file; expected one to convert"
+    assert line == f"error: {tmp_path / 'nowhere'}: found no such file; expected one to read"
 
 
 def test_a_file_larger_than_a_dataset_may_be_is_refused(

@@ -233,12 +233,13 @@ BAD_FILES: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_a_bad_file_is_named_and_left_out(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     save(folder / "a" / "good.png", plain(RED))
+    save(folder / "b" / "good.png", plain(RED))
     (folder / "a" / name).write_bytes(BAD_FILES[name]())
     dataset = convert(folder)
     lines = capsys.readouterr().err.splitlines()
-    assert len(dataset.images) == 1 and dataset.images[0, 0, 0].tolist() == list(RED)
+    assert len(dataset.images) == 2 and dataset.images[0, 0, 0].tolist() == list(RED)
     assert len(lines) == 2 and lines[0].startswith(f"left out: a/{name}: ") and " at 0x" not in lines[0]
-    assert lines[1] == "left out: 1 of 2 files"
+    assert lines[1] == "left out: 1 of 3 files"
     assert "1 left out" in dataset.provenance
 
 
@@ -258,7 +259,7 @@ def test_a_decompression_bomb_is_named_and_left_out(
 def test_a_folder_of_bad_files_only_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "1.png").write_bytes(b"")
     line = refused(capsys, folder, folder.parent / "out.h5", "--flat")
-    assert line == "error: split 'test': found 1 files and no readable image; expected one at least"
+    assert line == "error: split 'test': found 1 file and no readable image; expected one at least"
 
 
 # --- what the file and the program say
@@ -302,8 +303,69 @@ def test_a_missing_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_missing_output_folder_is_refused_before_any_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(capsys, folder / "not there", folder / "nowhere" / "out.h5")
-    assert line == f"error: {folder / 'nowhere'}: found no such folder; expected one for the dataset file"
+    output = folder / "nowhere" / "out.h5"
+    line = refused(capsys, folder / "not there", output)
+    assert line == f"error: {output}: found no folder {folder / 'nowhere'}; expected one that exists"
+
+
+@pytest.mark.parametrize("name", ["a/1.png", "out.NPY", "out.npz"])
+def test_an_output_that_is_an_image_or_would_be_read_as_another_file_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    save(folder / "a" / "1.png", plain(RED))
+    before = (folder / "a" / "1.png").read_bytes()
+    line = refused(capsys, folder, folder / name, "--overwrite")
+    assert line == f"error: {folder / name}: found a name of another kind of file; expected one in .h5"
+    assert (folder / "a" / "1.png").read_bytes() == before
+
+
+# --- classes
+
+
+def test_the_classes_are_named_on_the_screen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("line", "box", "disc"):
+        save(folder / name / "1.png", plain(RED))
+    convert(folder)
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] == "classes: box, disc, line" and captured.err == ""
+    for index in range(20):
+        save(folder / f"x{index:02}" / "1.png", plain(RED))
+    convert(folder)
+    assert capsys.readouterr().out.splitlines()[-1].endswith(", x15, x16 and 3 more")
+
+
+def test_folders_of_splits_are_not_taken_for_classes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("Test/box", "Test/disc", "train/box", "train/disc"):
+        save(folder / name / "1.png", plain(RED))
+    line = refused(capsys, folder, folder.parent / "out.h5")
+    part = folder / "Test"
+    expected = f"one a class: convert {part} by itself, with --split Test"
+    assert line == f"error: {folder}: found folders of splits (Test, train); expected {expected}"
+    assert convert(part, "--split", "Test").class_names == ("box", "disc")
+
+
+@pytest.mark.parametrize("name", ["test/1.png", "tent/a/1.png"])
+def test_a_class_may_be_called_as_a_split_if_it_holds_images_or_stands_beside_others(folder: Path, name: str) -> None:
+    save(folder / "train" / "deep" / "1.png", plain(RED))
+    save(folder / name, plain(BLUE))
+    assert convert(folder).class_names == tuple(sorted(["train", name.split("/")[0]]))
+
+
+def test_an_image_beside_the_folders_in_a_split_makes_it_a_class(folder: Path) -> None:
+    for name in ("test/a/1.png", "train/a/1.png", "train/0.png"):
+        save(folder / name, plain(RED))
+    assert convert(folder).class_names == ("test", "train")
+
+
+def test_a_class_without_images_and_a_single_class_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(folder / "a" / "1.png", plain(RED))
+    convert(folder)
+    assert capsys.readouterr().err == "warning: found one class, 'a'; expected two at least to tell apart\n"
+    (folder / "empty").mkdir()
+    assert convert(folder).class_names == ("a", "empty")
+    assert capsys.readouterr().err == "warning: found no image of the class 'empty'; it stays a class\n"
 
 
 @pytest.mark.parametrize("arguments", [["--size", "32"], ["--size", "0x8"], ["--size", "8x99999"], ["--split", "a/b"]])
@@ -335,6 +397,7 @@ def test_names_that_are_no_text_are_escaped(folder: Path) -> None:
 
 def test_it_runs_as_a_module(folder: Path) -> None:
     save(folder / "a" / "1.png", plain(RED))
+    save(folder / "b" / "1.png", plain(BLUE))
     command = [sys.executable, "-m", "intsmooth_ref.data_tools.image_folder", str(folder), str(folder.parent / "o.h5")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

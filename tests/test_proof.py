@@ -83,7 +83,7 @@ def test_the_accumulator_interval_is_reached_by_an_actual_input():
         ((replace(INPUT, name="a b"),), "layer 'a b' is no name"),
         ((INPUT, FLAT, CONV), "layer 'flat' reads 'conv'; expected the name of an earlier layer"),
         ((INPUT, replace(CONV, inputs=("conv",))), "layer 'conv' reads 'conv'"),
-        ((INPUT, replace(CONV, inputs=("input", "input"))), "layer 'conv' has 2 inputs; expected 1 to 1"),
+        ((INPUT, replace(CONV, inputs=("input", "input"))), "'conv' reads 2 of the layers before it; expected 1$"),
         ((INPUT, CONV, Flatten(name="flat", inputs=("input",))), "layer 'conv' is read by no layer"),
         ((INPUT, CONV), r"layer 'conv' gives shape \(3, 3, 3\); expected scores"),
         ((replace(INPUT, shape=(4, 4)),), r"layer 'input' has shape \(4, 4\)"),
@@ -159,3 +159,10 @@ def test_a_broken_rule_is_refused(layers, message):
 def test_class_names_must_fit_the_classes():
     with pytest.raises(ModelFormatError, match="model has 2 class names; expected 5"):
         IntegerModel((INPUT, CONV, FLAT, LINEAR), class_names=("a", "b"))
+
+
+@pytest.mark.parametrize("name", ["", "a\n", "\x1b[31m", 7])
+def test_a_class_name_is_printable_text(name):
+    with pytest.raises(ModelFormatError, match="class 2 is called .*; expected printable text") as caught:
+        IntegerModel((INPUT, CONV, FLAT, LINEAR), class_names=("a", "a", name, "two words", "\u00e9"))
+    assert "\n" not in str(caught.value)

@@ -2,9 +2,10 @@
 
 For each image, n0 noisy copies select a class and n more bound its probability; the radius is what that bound
 guarantees (Cohen, Rosenfeld and Kolter 2019), in integers from the pixel to the radius. The table has the columns
-idx, label, predict (-1: abstained), radius (as a fraction of full scale, rounded down), correct and time; the records
-beside it hold the radius in grey levels, the votes, and all that is needed to repeat the run. A transcript holds what
-others need to replay it: see verify. Without arguments the embedded network certifies the embedded handwritten digits.
+idx, label (-1: unknown), predict (-1: abstained), radius (as a fraction of full scale, rounded down), correct (1, or 0
+where the class is wrong, abstained or the label unknown) and time; the records beside it hold the radius in grey
+levels, the votes, and all that is needed to repeat the run. A transcript holds what others need to replay it: see
+verify. Without arguments the embedded network certifies the embedded handwritten digits.
 """
 
 from __future__ import annotations

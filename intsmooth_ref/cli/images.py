@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
 
 from ..certify.results import ResultFiles, files_of, move_aside, read_run, records_path, table_line
+from ..class_names import check_same_classes
 from ..errors import ParameterError, ResultFileError
 from .arguments import open_classifier, open_data
 from .interruption import Interruption
@@ -77,6 +78,7 @@ def run_over_images(options: argparse.Namespace, columns: Sequence[str], prepare
         raise ResultFileError(f"{records_path(options.out)}: line 1: found seed {seed!r}, expected an integer")
     classifier = open_classifier(options, seed)
     data = open_data(options.data, options.split, options.model)
+    check_same_classes(data.class_names, classifier.model.class_names, options.data or "the embedded images")
     indices = range(len(data.images))[:: options.skip][: options.max]
     for index in (indices[0], indices[-1]):
         classifier.check_image(data.images[index], index, options.n, getattr(options, "n0", options.n))

@@ -10,6 +10,7 @@ import argparse
 from math import prod
 
 from .arguments import add_engine, add_model, open_model
+from .messages import one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     model = opened.model
     print(f"fingerprint {fingerprint(model)}")
     print(f"classes     {model.classes}" + (f": {', '.join(model.class_names)}" if model.class_names else ""))
-    print(f"provenance  {model.provenance or 'not recorded'}")
+    print("provenance  " + "\n            ".join(map(one_line, (model.provenance or "not recorded").split("; "))))
     print()
     rows = [("layer", "kind", "shape", "dtype", "zero point", "values", "accumulator", "bits")]
     for layer in model.layers:

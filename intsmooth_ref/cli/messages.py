@@ -12,6 +12,11 @@ def one_line(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
+def counted(number: int, one: str, several: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number} {one if number == 1 else several}"
+
+
 def say(message: str) -> None:
     """Write a message in the name of the program."""
     print(f"{PROGRAM}: {one_line(message)}", file=sys.stderr)

@@ -2,7 +2,8 @@
 
 For each image, n noisy copies vote; the two classes with most votes are held against each other in an exact two-sided
 binomial test, and where it does not decide at level alpha the prediction is -1, abstained (Cohen, Rosenfeld and Kolter
-2019). The table has the columns idx, label, predict, correct and time.
+2019). The table has the columns idx, label (-1: unknown), predict, correct (1, or 0 where the class is wrong, abstained
+or the label unknown) and time.
 """
 
 from __future__ import annotations
@@ -43,5 +44,7 @@ def run(options: argparse.Namespace) -> int:
     done = run_over_images(options, COLUMNS, prepare)
     abstained = sum(record["predict"] < 0 for record in done.records)
     correct = sum(record["correct"] for record in done.records)
-    print_summary(options, [done.subset, f"{correct} correct, {abstained} abstained"], done)
+    labelled = any(record["label"] >= 0 for record in done.records)
+    counts = [f"{correct} correct"] * labelled + [f"{abstained} abstained"]
+    print_summary(options, [done.subset, ", ".join(counts)], done)
     return 0

@@ -16,12 +16,15 @@ from ..errors import ModelFormatError
 from ..strict_hdf5 import Attribute, Group, GroupReader
 from .fingerprint import fingerprint
 from .graph import IntegerModel
-from .layer_groups import check_format, layer_groups, read_layers
+from .layer_groups import layer_groups, read_layers
 from .layers import LAYER_KINDS
 from .proof import NOISY_PIXEL_LIMIT
 
 FORMAT = "intsmooth-ref model"
 FORMAT_VERSION = 1
+
+#: By other formats of this package, how a model comes of them.
+ADVICE = {"intsmooth-ref float model": "quantize it first with `python -m intsmooth_ref.data_tools.quantize`"}
 
 #: A model file, and all that it holds, may be as large as this.
 MAX_BYTES = 1 << 30
@@ -91,8 +94,9 @@ def load_model(path: str | os.PathLike[str]) -> ModelFile:
         ModelFormatError: file, layer, field, what was found and what was expected, in one line.
     """
     name = os.fspath(path)
-    reader = GroupReader(strict_hdf5.read(path, ModelFormatError, MAX_BYTES), name, ModelFormatError)
-    check_format(reader, FORMAT, FORMAT_VERSION)
+    root = strict_hdf5.read(path, ModelFormatError, MAX_BYTES, format_name=FORMAT, advice=ADVICE)
+    reader = GroupReader(root, name, ModelFormatError)
+    reader.take_header(FORMAT_VERSION)
     stored_fingerprint = reader.string("fingerprint")
     provenance, class_names = reader.string("provenance"), reader.string_list("class_names")
     layers = read_layers(reader.group("layers"), LAYER_KINDS)

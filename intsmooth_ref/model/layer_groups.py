@@ -20,16 +20,6 @@ from .layers import flat_fields
 AnyLayer = TypeVar("AnyLayer")
 
 
-def check_format(reader: GroupReader, name: str, version: int) -> None:
-    """Refuse a file of another format, or of another version of it."""
-    found = reader.string("format")
-    if found != name:
-        reader.refuse(f"a file of format {found[:100]!r}", repr(name))
-    found_version = reader.integer("format_version")
-    if found_version != version:
-        reader.refuse(f"format_version {found_version}", f"{version}, the one that this release reads")
-
-
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 

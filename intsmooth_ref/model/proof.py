@@ -16,6 +16,7 @@ from typing import Any, Sequence
 
 import numpy as np
 
+from ..class_names import CLASS_NAME_RULE, is_class_name
 from ..errors import ModelFormatError
 from ..fixedpoint import (
     INT32_MAX,
@@ -109,8 +110,9 @@ def prove(
         )  # fmt: skip
         fewest, most = layer.arity
         _expect(
-            fewest <= len(layer.inputs) <= most, where, f"has {len(layer.inputs)} inputs", f"{fewest} to {most}"
-        )
+            fewest <= len(layer.inputs) <= most, where, f"reads {len(layer.inputs)} of the layers before it",
+            count_range(fewest, most),
+        )  # fmt: skip
         for name in layer.inputs:
             _expect(name in proofs, where, f"reads {name!r}", "the name of an earlier layer")
         _check_fields(layer, where)
@@ -129,9 +131,23 @@ def _prove_output(last: Layer, proofs: dict[str, TensorProof], class_names: Sequ
     where = f"layer {last.name!r}"
     _expect(len(scores.shape) == 1, where, f"gives shape {scores.shape}", "scores of shape (classes,)")
     _expect(scores.shape[0] <= 1 << 16, where, f"gives {scores.shape[0]} classes", f"at most {1 << 16}")
+    check_class_names(class_names, scores.shape[0])
+
+
+def check_class_names(class_names: Sequence[str], classes: int) -> None:
+    """One a class, or none.
+
+    Raises:
+        ModelFormatError: if there are fewer or more, or one is no name.
+    """
     if class_names:
-        found = f"has {len(class_names)} class names"
-        _expect(len(class_names) == scores.shape[0], "model", found, f"{scores.shape[0]}, one a class")
+        _expect(len(class_names) == classes, "model", f"has {len(class_names)} class names", f"{classes}, one a class")
+    for index, name in enumerate(class_names):
+        _expect(is_class_name(name), f"class {index}", f"is called {name!r:.100}", CLASS_NAME_RULE)
+
+
+def count_range(fewest: int, most: int) -> str:
+    return f"{fewest} to {most}" if fewest < most else str(fewest)
 
 
 def _expect(holds: bool, where: str, found: str, expected: str) -> None:
