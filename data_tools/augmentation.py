@@ -3,15 +3,19 @@
 An epoch takes the images in an order of its own. What happens to the image at a position of that order has addresses,
 so that neither batches, nor threads, nor an interruption can change a bit:
 
-    (1)   order, shifts and mirrors of epoch e:  NumPy's default generator, seeded with (seed, ORDER, e)
-    (2)   noise of copy c at position p:         `noise.sampler`, stage TRAINING, image index e * copies + c, sample p
+    (1)   order, shifts and mirrors of epoch e:  NumPy's default generator, seeded with (seed, stage, e)
+    (2)   noise of copy c at position p:         `noise.sampler`, this stage, image index e * copies + c, sample p
 
+The stage is the program's own: integer training meets no order and no noise again that training had, under one seed.
 Noise comes last, for it must fall on the pixels as it does when certifying: on the padding, too.
+
+Which images are held out depends on the images alone, not on seed or program; fewer are among more.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Mapping
 
 import numpy as np
 
@@ -19,11 +23,10 @@ from intsmooth_ref.compilation import jit_disabled, numba_available
 from intsmooth_ref.noise import sampler
 from intsmooth_ref.noise.sampler import NoiseTable
 
-#: Stages of the sampler: numbers that certification leaves free.
-TRAINING, HELD_OUT = 16, 17
-
-#: What NumPy's generators are seeded for, after the seed itself.
-ORDER, SPLIT = 0, 1
+#: Stages of the sampler, numbers that certification, `digits` and `calibration` leave free: by the name of a program,
+#: that of the images it trains on; and that of the images held out, on which all are judged under the same noise.
+TRAINING: Mapping[str, int] = {"train": 22, "integer_training": 23}
+HELD_OUT = 24
 
 #: Images are shifted by up to this part of their height each way, 4 pixels of 32; black moves in.
 SHIFTED_PART = 8
@@ -47,17 +50,21 @@ class Epoch:
     mirrored: np.ndarray
 
 
-def epoch(number: int, images: int, height: int, seed: int, mirror: bool) -> Epoch:
+def epoch(number: int, images: int, height: int, seed: int, stage: int, mirror: bool) -> Epoch:
     """Equation (1), for so many images of this height; each is mirrored or not, or none is."""
-    generator, padding = np.random.default_rng((seed, ORDER, number)), height // SHIFTED_PART
+    generator, padding = np.random.default_rng((seed, stage, number)), height // SHIFTED_PART
     order = generator.permutation(images)
     shifts = generator.integers(0, 2 * padding + 1, (images, 2))
     return Epoch(number, order, padding, shifts, (generator.random(images) < 0.5) & mirror)
 
 
-def split_off(images: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the images to train on and of those held out, drawn at random, each in ascending order."""
-    order = np.random.default_rng((seed, SPLIT)).permutation(images)
+def split_off(sha256: str, images: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images to train on and of those held out, drawn at random, each in ascending order.
+
+    Args:
+        sha256: of the images, the only seed.
+    """
+    order = np.random.default_rng(int(sha256, 16)).permutation(images)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 

@@ -7,6 +7,7 @@ floats decide nothing here, they only lead to the integers that do.
 from __future__ import annotations
 
 from functools import singledispatch
+from math import prod
 from typing import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -32,26 +33,38 @@ from intsmooth_ref.data_tools.float_model import (
 #: Images computed at once by `scores`, and by a convolution, whose windows take many times what the images do.
 BATCH, WINDOWED = 64, 8
 
+#: How many floats the tensors of the images that are computed at once may be, all layers together.
+FLOATS = 1 << 26
+
 
 def trace(model: FloatModel, images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Each layer's name and output for int32 grey levels `(N, H, W, C)`; what no layer reads any more is let go."""
+    """Each layer's name and output for int32 grey levels `(N, H, W, C)`; what no layer reads any more is let go.
+
+    What leaves float32 is infinite, without a warning.
+    """
     last_use = {name: layer.name for layer in model.layers for name in layer.inputs}
     tensors: dict[str, np.ndarray] = {}
     for layer in model.layers:
-        tensors[layer.name] = operate(layer, *([tensors[name] for name in layer.inputs] or [images]))
+        with np.errstate(all="ignore"):
+            tensors[layer.name] = operate(layer, *([tensors[name] for name in layer.inputs] or [images]))
         yield layer.name, tensors[layer.name]
         for name in layer.inputs:
             if last_use[name] == layer.name:
                 tensors.pop(name, None)
 
 
+def images_at_once(model: FloatModel, most: int) -> int:
+    """How many images to compute at once: `most`, or as few as keep to `FLOATS`, at least one."""
+    return max(min(most, FLOATS // sum(map(prod, model.shapes.values()))), 1)
+
+
 def scores(model: FloatModel, images: np.ndarray) -> np.ndarray:
     """The scores of int32 grey levels `(N, H, W, C)`: float32 `(N, classes)`."""
-    result = np.empty((len(images), model.classes), np.float32)
-    for start in range(0, len(images), BATCH):
-        for _, tensor in trace(model, images[start : start + BATCH]):
+    result, batch = np.empty((len(images), model.classes), np.float32), images_at_once(model, BATCH)
+    for start in range(0, len(images), batch):
+        for _, tensor in trace(model, images[start : start + batch]):
             pass
-        result[start : start + BATCH] = tensor
+        result[start : start + batch] = tensor
     return result
 
 

@@ -8,17 +8,18 @@ One that stands anywhere else (behind an addition, a concatenation, a pool, a Re
 becomes a convolution of one tap in which each channel sees itself alone; of vectors, a linear layer of diagonal
 weights.
 
-Of an input's normalization, the deviation goes into the weights of the first layers. The mean is another matter, for
-those layers pad with zeros, which are the mean, and integers pad with the one value that stands for zero. So one mean
-`m` stays, the same for all channels, and the first layers take what is left of each channel's:
+The normalization of the input goes into the first layers, too, as far as their padding lets it. They pad with zeros,
+which are the mean, and integers pad with the one value that stands for zero. So there are three cases:
+
+- Nothing pads the input: deviation and mean go into the first layers, equation (2) with `m` zero.
+- It is padded, and all channels have one mean: so do the deviations, but that mean stays as `m`. Integers move the
+  zero point to it. Their zero point is a point of a grid, so they may ask for an `m` that is not quite the mean: then
+  padding, and it alone, is off by the difference.
+- It is padded and means differ, or it is read by anything but these layers, padding or flattening: a convolution of
+  one tap of its own normalizes it.
 
     (2)   sum_c w_c * (x_c - mean_c) / deviation_c = sum_c w'_c * (x_c - m) + sum_c w'_c * (m - mean_c),
           w'_c = w_c / deviation_c
-
-What is approximated is the border alone, and only where means differ between channels, or from an `m` that the caller
-chooses: there (2) takes padding for `m`, not for each channel's mean. If no layer with padding reads the input, `m` is
-zero and nothing is approximated. An input that is read by anything but these layers, padding or flattening is
-normalized by a convolution of one tap of its own.
 
 All of it is computed in float64 and rounded to float32 once.
 """
@@ -50,18 +51,18 @@ Product = Union[Conv2D, Linear]
 
 
 def folded(model: FloatModel, input_mean: float | None = None) -> FloatModel:
-    """The same function without batch normalization, its input normalized by a common mean `m` at most, equation (2).
+    """The same function without batch normalization, its input less one mean `m` for all channels and no more.
 
     Layers that stay keep their names.
 
     Args:
-        input_mean: `m`, if a layer with padding reads the input; by default the mean of the channels' means.
+        input_mean: `m`, where the input keeps a mean; by default its own, and only then is the function the very same.
 
     Raises:
         ModelFormatError: if a folded weight leaves float32, or a diagonal is too large for a layer.
     """
     without_norms = replace(model, layers=tuple(_without_batch_norms(model)))
-    return replace(without_norms, layers=tuple(_with_common_mean(without_norms, input_mean)))
+    return replace(without_norms, layers=tuple(_with_plain_input(without_norms, input_mean)))
 
 
 def unused_name(base: str, names: Sequence[str]) -> str:
@@ -138,8 +139,8 @@ def _by_itself(norm: BatchNorm, shape: tuple[int, ...]) -> Product:
 # --- normalization of the input ---------------------------------------------------------------------------------------
 
 
-def _with_common_mean(model: FloatModel, input_mean: float | None) -> list[FloatLayer]:
-    """Equation (2); `model` has no batch normalization."""
+def _with_plain_input(model: FloatModel, input_mean: float | None) -> list[FloatLayer]:
+    """The three cases above; `model` has no batch normalization."""
     source, shape = model.input, model.input.shape
     if not source.mean.any() and (source.deviation == 1).all():
         return list(model.layers)
@@ -154,10 +155,11 @@ def _with_common_mean(model: FloatModel, input_mean: float | None) -> list[Float
             else:
                 return _normalized_apart(model)
     padded = any(any(getattr(layer, "padding", ())) for layer in model.layers if layer.name in (*carriers, *first))
-    if not padded:
-        mean = 0.0
-    else:
-        mean = float(np.float32(source.mean.astype(np.float64).mean() if input_mean is None else input_mean))
+    if padded and np.ptp(source.mean) > 0:
+        return _normalized_apart(model)
+    mean = 0.0
+    if padded:
+        mean = float(source.mean[0] if input_mean is None else np.float32(input_mean))
     plain = replace(Input.fractions_of_full_scale(source.name, shape), mean=np.full(shape[2], mean, np.float32))
     return [
         _taking_over(layer, source, mean) if layer.name in first else plain if layer is source else layer

@@ -21,8 +21,9 @@ The sum of products in (2) serves (3) too where it is exact. It is, whatever the
     (4)   sum_k |weight_k| * max |steps_k| <= 2**24
 
 for every output channel, and if it is a sum: a library may choose another algorithm (Winograd's) or number format. So
-in the first pass of each shape a few images are compared with float64, which is exact for all that fits int32; where
-(4) fails, or the comparison, the exact sum is a second one, in float64.
+before the first pass of each shape it is tried with integers up to the size that (4) allows, whatever the images and
+weights of that pass; where (4) fails, or the trial, the exact sum is a second one, in float64, which is exact for all
+that fits int32.
 
 This module imports PyTorch, the extra `train`: whoever needs it imports it in the function that does.
 """
@@ -70,8 +71,8 @@ TRAINED = ("weights", "bias")
 #: Equation (4): up to here float32 holds every integer.
 FLOAT32_INTEGERS = 1 << 24
 
-#: How many images of a batch show whether float32 sums are exact: thousands of sums each.
-COMPARED = 4
+#: The largest steps and weights of int8 and uint8 grids, with which float32 sums are tried.
+LARGEST_STEPS, LARGEST_WEIGHT = 255, 127
 
 #: The slope of a table at an entry is taken over so many entries on each side, for single steps are all 0 or 1.
 TABLE_REACH = 4
@@ -83,8 +84,8 @@ Floats = tuple[np.ndarray, np.ndarray]
 class IntegerNetwork(torch.nn.Module):
     """An integer model whose weights and biases are trained.
 
-    Called with int32 grey levels `(N, H, W, C)`, within `-2**20 .. 2**20`, it gives scores, float32 `(N, classes)`: the
-    integers of the engine times their scale.
+    Called with int32 grey levels `(N, H, W, C)`, within `-2**20 .. 2**20`, it gives scores, float64 `(N, classes)`: the
+    integers of the engine times their scale, in the same order, which float32 could not promise of accumulators.
 
     What is trained has the names and the layout that it has in `torch_network`: "LAYER/weights" and "LAYER/bias".
 
@@ -114,7 +115,7 @@ class IntegerNetwork(torch.nn.Module):
         self._sums = _Sums()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Scores, float32 `(N, classes)`, of int32 grey levels `(N, H, W, C)`.
+        """Scores, float64 `(N, classes)`, of int32 grey levels `(N, H, W, C)`.
 
         Raises:
             ArithmeticRangeError: if a weight or bias is not finite.
@@ -123,7 +124,7 @@ class IntegerNetwork(torch.nn.Module):
         with _exact_formats(images):
             for last, steps in self._steps(images):
                 pass
-            return steps.float() * float(_grid(last, self.model).scale)
+            return steps.double() * float(_grid(last, self.model).scale)
 
     def integers(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Every layer's output by name, as `Engine(self.export()).trace(images)` gives it.
@@ -185,8 +186,9 @@ class IntegerNetwork(torch.nn.Module):
         """What `Conv2D` and `Linear` share: the sum, in floats and exactly, then its requantization."""
         weights, bias = self._floats(layer)
         scales = [source.scale * scale for scale in quantized.scales]
-        total = sums(layer, steps, _rounded(weights, quantized.weights, quantized.scales))
-        exact = self._sums.exact(layer, source, steps, total).to(torch.int64) + _per_channel(layer.bias, steps)
+        rounded = _rounded(weights, quantized.weights, quantized.scales)
+        total = sums(layer, steps, rounded)
+        exact = self._sums.exact(layer, source, steps, rounded, total).to(torch.int64) + _per_channel(layer.bias, steps)
         path = total + _rounded(bias, quantized.bias, scales).reshape(-1, *[1] * (steps.ndim - 2))
         if layer.requantization is None:
             return straight_through(path.double(), exact)
@@ -318,19 +320,44 @@ class _Sums:
     """Exact sums of products; remembers for which layers and shapes the library's float32 sums are sums."""
 
     def __init__(self) -> None:
-        self._agreed: dict[tuple[Any, ...], bool] = {}
+        self._tried: dict[tuple[Any, ...], bool] = {}
 
     def exact(
-        self, layer: Conv2D | Linear, source: TensorProof, steps: torch.Tensor, total: torch.Tensor
-    ) -> torch.Tensor:
+        self, layer: Conv2D | Linear, source: TensorProof, steps: torch.Tensor, weights: torch.Tensor,
+        total: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
         """The exact sums: `total`, which was computed in float32, or else others in float64."""
         with torch.no_grad():
-            if not fits_float32(layer, source):
-                return _float64_sums(layer, steps)
-            case = (layer.name, steps.shape, steps.stride(), steps.device)
-            if case not in self._agreed:
-                self._agreed[case] = bool((_float64_sums(layer, steps[:COMPARED]) == total[:COMPARED]).all())
-            return total.detach() if self._agreed[case] else _float64_sums(layer, steps)
+            trusted = fits_float32(layer, source) and self._are_sums(layer, steps, weights)
+            return total.detach() if trusted else _float64_sums(layer, steps)
+
+    def _are_sums(self, layer: Conv2D | Linear, steps: torch.Tensor, weights: torch.Tensor) -> bool:
+        case = (layer.name, steps.shape, steps.stride(), weights.stride(), steps.device, torch.get_num_threads())
+        if case not in self._tried:
+            self._tried[case] = sums_are_exact(layer, steps, weights)
+        return self._tried[case]
+
+
+def sums_are_exact(layer: Conv2D | Linear, steps: torch.Tensor, weights: torch.Tensor) -> bool:
+    """Whether float32 sums are exact in two trials with tensors laid out like these, in each all images the same.
+
+    One is of random integers of both signs, the other of large positive ones, whose sums come near the bound of (4) if
+    there are products enough.
+    """
+    generator = np.random.default_rng(0)
+    heaviest = min(max(FLOAT32_INTEGERS // (LARGEST_STEPS * weights[0].numel()), 1), LARGEST_WEIGHT)
+
+    def integers(most: int, shape: Sequence[int], positive: bool) -> torch.Tensor:
+        values = generator.integers((most + 1) // 2 if positive else -most, most + 1, tuple(shape))
+        return torch.from_numpy(values.astype(np.float64)).to(steps.device)
+
+    def trial(positive: bool) -> bool:
+        image = integers(LARGEST_STEPS, steps[:1].shape, positive)
+        tried = integers(heaviest, weights.shape, positive)
+        found = sums(layer, torch.empty_like(steps).copy_(image), torch.empty_like(weights).copy_(tried))
+        return bool((found == sums(layer, image, tried)).all())
+
+    return trial(positive=False) and trial(positive=True)
 
 
 def fits_float32(layer: Conv2D | Linear, source: TensorProof) -> bool:

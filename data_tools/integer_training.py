@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Sequence
@@ -32,6 +33,7 @@ from intsmooth_ref.data_tools.post_training import kept_mean
 from intsmooth_ref.data_tools.train import (
     State,
     add_training_options,
+    averaged_weights,
     expect_free,
     load_model_for,
     load_training_images,
@@ -39,17 +41,20 @@ from intsmooth_ref.data_tools.train import (
     settings_of,
     sha256_of,
     status_of,
+    take_over,
     train_to_the_end,
 )
 from intsmooth_ref.engine.known_answers import make_known_answers
 from intsmooth_ref.errors import ModelFormatError
+from intsmooth_ref.model import layers as integer
+from intsmooth_ref.model.fingerprint import fingerprint
 from intsmooth_ref.model.graph import IntegerModel
 from intsmooth_ref.model.hdf5 import load_model, save_model
 
 if TYPE_CHECKING:
     from intsmooth_ref.data_tools.integer_network import IntegerNetwork
 
-INTEGER_MODEL = "integer.h5"
+PROGRAM, INTEGER_MODEL = "integer_training", "integer.h5"
 
 #: What `train` does otherwise: few epochs of small steps, and no decay, since no batch norm makes up for it.
 DEFAULTS = {"epochs": 5, "learning_rate": 0.005, "weight_decay": 0.0}
@@ -59,7 +64,8 @@ def integer_network(model: FloatModel, integers: IntegerModel) -> IntegerNetwork
     """The grids of `integers`, which `quantize` made of `model`, and the weights of `model`, folded.
 
     Raises:
-        ModelFormatError: if the integer model was made of another network, or cannot be trained.
+        ModelFormatError: if the weights of `model` are not those that were rounded to the integer model's, or it cannot
+            be trained.
     """
     from intsmooth_ref.data_tools.integer_network import IntegerNetwork
 
@@ -72,7 +78,19 @@ def integer_network(model: FloatModel, integers: IntegerModel) -> IntegerNetwork
         if isinstance(layer, (Conv2D, Linear)):
             bias = np.zeros(len(layer.weights), np.float32) if layer.bias is None else layer.bias
             weights[layer.name] = (layer.weights, bias)
-    return IntegerNetwork(integers, weights)
+    network = IntegerNetwork(integers, weights)
+    if fingerprint(_without_biases(network.export())) != fingerprint(_without_biases(integers)):
+        raise ModelFormatError("found other weights than those of the float model, rounded; expected these")
+    return network
+
+
+def _without_biases(model: IntegerModel) -> IntegerModel:
+    """The model with biases of zero: some are sums of floats, whose last digits another machine may form otherwise."""
+    layers = (
+        replace(layer, bias=np.zeros_like(layer.bias)) if isinstance(layer, (integer.Conv2D, integer.Linear)) else layer
+        for layer in model.layers
+    )
+    return IntegerModel(tuple(layers), model.class_names)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -85,12 +103,14 @@ def run(options: argparse.Namespace) -> None:
     except ModelFormatError as problem:
         raise ModelFormatError(f"{options.integers}: {problem}, as in what quantize makes of {options.model}") from None
     trained = f"integer model {sha256_of(options.integers)} of float model {sha256_of(options.model)}"
-    settings, output = settings_of(options, dataset, trained), options.out / INTEGER_MODEL
+    settings, output = settings_of(options, dataset, PROGRAM, trained), options.out / INTEGER_MODEL
     expect_free(output, options.resume, options.integers, options.init)
+    if options.init:  # weights folded for another mean, or not at all, would have the same names
+        take_over(options.init, network.state_dict(), averaged_weights(options.init, program=PROGRAM, network=trained))
     few = known_answer_images(dataset.images, Fraction(settings.sigma), settings.seed)
 
     def write_model(state: State) -> None:
-        provenance = f"{provenance_of('integer_training', settings, state)}; began as: {integers.provenance}"
+        provenance = f"{provenance_of(settings, state)}; began as: {integers.provenance}"
         average = state.average
         assert isinstance(average, type(network))
         exported = average.export(provenance)
@@ -110,6 +130,8 @@ def argument_parser() -> argparse.ArgumentParser:
     add("model", type=Path, metavar="FLOAT.h5", help="a float model file, whose weights are the first")
     add("integers", type=Path, metavar="INTEGER.h5", help="the integer model that `quantize` made of it")
     add("data", type=Path, metavar="DATA", help='a dataset file with a split "train"')
+    add("--init", type=Path, metavar="CHECKPOINT",
+        help="begin with the averaged weights of another run on these grids")  # fmt: skip
     add_training_options(parser)
     parser.set_defaults(bfloat16=False, **DEFAULTS)
     return parser

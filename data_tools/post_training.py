@@ -7,22 +7,27 @@ Three decisions are made here; `folding`, `calibration` and `quantization` do th
 - *Grids.* Maximum, average, padding and flattening keep the grid of what they read. What a `Concat` joins must stand
   on one grid: tensors that it reads alone are made on it, the others are requantized to it. Every other layer has a
   grid of its own, chosen by the values that calibration images give.
-- *Scores.* A linear layer at the end gives its bare accumulators; whatever else stands there gives 8 bits, and then no
-  score is clipped.
+- *Scores.* A linear layer at the end gives its bare accumulators; whatever else stands there gives 8 bits, on a grid
+  that covers every value that the scores take.
 
-An input with a mean (`folding`, equation (2)) is quantized as grey levels, then read through a table that changes no
-integer, but gives them another zero point: the point of the grid that is nearest to the mean. Padding, which is the
-zero point, is then what the float network pads with, to within half a step of the grid; and since the weights are
-folded for the mean of that very point, nothing else is approximated.
+Whatever range is chosen, a grid reaches to the ends of the clamps that stand on it, as far as they change zero: a clamp
+to 1 .. infinity needs the 1 even where its input stays below. The clamps that are not fused have no grid of their own,
+so without this they would end where their input does.
+
+An input that keeps its mean (`folding`, second case) is quantized as grey levels, then read through a table that
+changes no integer, but gives them another zero point: the point of the grid that is nearest to the mean, which the grid
+has to reach, too. Padding, which is the zero point, is then what the float network pads with, to within half a step of
+the grid; and since the weights are folded for the mean of that very point, nothing else is approximated.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial, singledispatch
 from math import isfinite, prod
-from typing import Callable, Iterable, Mapping, Sequence
+from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -38,6 +43,7 @@ from intsmooth_ref.data_tools.calibration import (
 )
 from intsmooth_ref.data_tools.float_model import FloatLayer, FloatModel
 from intsmooth_ref.data_tools.folding import folded, unused_name
+from intsmooth_ref.data_tools.quantization import widened
 from intsmooth_ref.errors import ArithmeticRangeError
 from intsmooth_ref.model import layers as integer
 from intsmooth_ref.model.graph import IntegerModel
@@ -76,25 +82,28 @@ def quantized(
         ModelFormatError: if a value is not finite, or the integer model breaks a rule.
         ArithmeticRangeError: the layer whose ratio of scales no multiplier can express.
     """
-    pixels = pixel_grid(images, choose, seed)
-    plain = folded(model, float(nearest_mean(model, pixels)))
-    values = values_of(partial(float_engine.trace, plain), images, seed, BATCH, done)
+    exact = folded(model)
+    pixels = pixel_grid(exact, images, choose, seed)
+    plain = folded(model, float(nearest_mean(exact, pixels)))
+    batch = float_engine.images_at_once(plain, BATCH)
+    values = values_of(partial(float_engine.trace, plain), images, seed, batch, done)
     layers = _integer_layers(plain, pixels, values, choose)
     return IntegerModel(tuple(layers), model.class_names, provenance)
 
 
-def pixel_grid(images: np.ndarray, choose: RangeChooser, seed: int) -> Quantization:
-    """The grid of noisy pixels, as fractions of full scale."""
-    values = Values.of(images, SAMPLE, np.random.default_rng(seed))
-    unit = float(GREY_LEVEL)
-    return chosen_grid(Values(values.low * unit, values.high * unit, values.sample * unit), choose)
+def pixel_grid(model: FloatModel, images: np.ndarray, choose: RangeChooser, seed: int) -> Quantization:
+    """The grid of noisy pixels, as fractions of full scale; it reaches to the mean that the folded `model` keeps."""
+    unit, values = float(GREY_LEVEL), Values.of(images, SAMPLE, np.random.default_rng(seed))
+    pixels = Values(values.low * unit, values.high * unit, values.sample * unit)
+    graph = _Graph.of(model)
+    grid = _shared_grid(graph, _groups(graph.layers)[model.input.name], pixels, choose)
+    return widened(grid, float(model.input.mean[0]))
 
 
 def nearest_mean(model: FloatModel, pixels: Quantization) -> Fraction:
-    """The point of the grid of pixels that is nearest to the mean of the channels' means."""
-    mean = Fraction(float(model.input.mean.astype(np.float64).mean()))
-    steps = min(max(round(mean / pixels.scale), -pixels.zero_point), 255 - pixels.zero_point)
-    return steps * pixels.scale
+    """The point of the grid of pixels that is nearest to the mean that the folded `model` keeps."""
+    steps = round(Fraction(float(model.input.mean[0])) / pixels.scale)
+    return min(max(steps, -pixels.zero_point), 255 - pixels.zero_point) * pixels.scale
 
 
 def kept_mean(integers: IntegerModel) -> Fraction:
@@ -157,26 +166,33 @@ class _Graph:
 
 
 def _grids(graph: _Graph, values: Mapping[str, Values], choose: RangeChooser) -> dict[str, Quantization]:
-    """The grid of each layer but the input; a clamp that is fused cuts it short."""
-    leaders = _leaders(graph.layers)
-    groups: dict[str, list[FloatLayer]] = {}
-    for layer in graph.layers[1:]:
-        groups.setdefault(leaders[layer.name], []).append(layer)
-    last = graph.layers[-1]
-    chosen = {
-        leader: chosen_grid(
-            Values.joined(values[graph.output_name(layer)] for layer in group if not isinstance(layer, KEEPING)),
-            min_max if last in group else choose,
-        )
-        for leader, group in groups.items() if leader != graph.layers[0].name
-    }  # fmt: skip
+    """The grid of each layer that does not stand on the input's; a clamp that is fused cuts it short."""
     grids = {}
-    for layer in graph.layers[1:]:
-        if leaders[layer.name] in chosen:
-            grid = chosen[leaders[layer.name]]
-            clamp = graph.clamps.get(layer.name)
-            grids[layer.name] = grid if clamp is None else _clamped(grid, clamp)
+    for leader, group in _groups(graph.layers).items():
+        if leader != graph.layers[0].name:
+            taken = (values[graph.output_name(layer)] for layer in group if not isinstance(layer, KEEPING))
+            grid = _shared_grid(graph, group, Values.joined(taken), choose)
+            for layer in group:
+                clamp = graph.clamps.get(layer.name)
+                grids[layer.name] = grid if clamp is None else _clamped(grid, clamp)
     return grids
+
+
+def _shared_grid(graph: _Graph, group: Sequence[FloatLayer], values: Values, choose: RangeChooser) -> Quantization:
+    """The grid of layers that share one: scores are not clipped, and what clamps make of zero is on it."""
+    clamps = [layer for layer in group if isinstance(layer, float_model.Clamp)]
+    clamps += [graph.clamps[layer.name] for layer in group if layer.name in graph.clamps]
+    grid = chosen_grid(values, min_max if graph.layers[-1] in group else choose)
+    return widened(grid, *(min(max(0.0, clamp.minimum), clamp.maximum) for clamp in clamps))
+
+
+def _groups(layers: Sequence[FloatLayer]) -> Mapping[str, list[FloatLayer]]:
+    """The layers that share a grid, by the name of the one that leads them."""
+    leaders = _leaders(layers)
+    groups: dict[str, list[FloatLayer]] = {}
+    for layer in layers:
+        groups.setdefault(leaders[layer.name], []).append(layer)
+    return groups
 
 
 def _leaders(layers: Sequence[FloatLayer]) -> dict[str, str]:
@@ -229,11 +245,12 @@ def _integer_layers(
     graph = _Graph.of(model)
     grids = _grids(graph, values, choose)
     names = [layer.name for layer in model.layers]
-    made, sources = _input_layers(model.input, pixels, names)
+    with _named(model.input):
+        made, sources = _input_layers(model.input, pixels, names)
     for layer in graph.layers[1:]:
         read = [sources[name] for name in layer.inputs]
         grid = grids.get(layer.name, read[0].grid)
-        try:
+        with _named(layer):
             if isinstance(layer, float_model.Concat):
                 requantized, read = _on_one_grid(read, grid, layer.name, names)
                 made += requantized
@@ -241,10 +258,17 @@ def _integer_layers(
                 made.append(quantization.scores(layer.name, read[0].name, read[0].grid, layer.weights, _bias(layer)))
             else:
                 made.append(_integer_layer(layer, grid, *read))
-        except ArithmeticRangeError as problem:
-            raise ArithmeticRangeError(f"layer {layer.name!r}: {problem}") from None
         sources[layer.name] = _Source(layer.name, grid, graph.shapes[layer.name])
     return made
+
+
+@contextmanager
+def _named(layer: FloatLayer) -> Iterator[None]:
+    """What goes wrong here goes wrong in this layer."""
+    try:
+        yield
+    except ArithmeticRangeError as problem:
+        raise ArithmeticRangeError(f"layer {layer.name!r}: {problem}") from None
 
 
 def _input_layers(

@@ -91,6 +91,15 @@ def activation_quantization(low: float, high: float) -> Quantization:
     return Quantization.full_range("uint8", scale, min(round(-Fraction(low) / scale), 255))
 
 
+def widened(grid: Quantization, *reals: float) -> Quantization:
+    """The grid, if each of these is within half a step of one of its points; else one over its range and theirs."""
+    each = list(map(Fraction, reals))
+    ends = [(end - grid.zero_point) * grid.scale for end in (grid.minimum, grid.maximum)]
+    if all(ends[0] - grid.scale / 2 <= real <= ends[1] + grid.scale / 2 for real in each):
+        return grid
+    return activation_quantization(float(min(*each, *ends)), float(max(*each, *ends)))
+
+
 def least_squares(values: np.ndarray) -> Quantization:
     """The uint8 grid with the least mean squared error over `values`, a sample of the tensor.
 

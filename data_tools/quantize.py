@@ -5,9 +5,9 @@ images under the noise of `--sigma`, and the weights are rounded (`folding.py`, 
 `quantization.py`). Needs NumPy alone; the same arguments give the same bytes on one machine, where sums of floats are
 formed in one order.
 
-The report compares every integer tensor, as reals, with the float network's: the error is the root of its mean square,
-in steps of the tensor's grid of 8 bits. Rounding alone gives 0.29; what is more comes from the weights, from clipping,
-and from the layers before.
+The report compares every integer tensor, as reals, with what the float network has there: the error is the root of its
+mean square, in steps of the tensor's grid of 8 bits. Rounding alone gives 0.29; what is more comes from the weights,
+from clipping, and from the layers before.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import numpy as np
 from intsmooth_ref.cli.arguments import integer_from, rational
 from intsmooth_ref.data_tools import float_engine
 from intsmooth_ref.data_tools.calibration import CALIBRATION, known_answer_images, noisy_images, range_chooser
-from intsmooth_ref.data_tools.converter import argument_parser, say, show_progress
+from intsmooth_ref.data_tools.converter import argument_parser, check_output, say, show_progress
 from intsmooth_ref.data_tools.float_file import load_float_model
 from intsmooth_ref.data_tools.float_model import FloatModel
 from intsmooth_ref.data_tools.folding import folded
-from intsmooth_ref.data_tools.post_training import fused_clamps, kept_mean, quantized
+from intsmooth_ref.data_tools.post_training import fused_clamps, quantized
 from intsmooth_ref.dataset import Dataset, load_dataset
 from intsmooth_ref.engine import Engine
 from intsmooth_ref.engine.known_answers import make_known_answers
@@ -40,7 +40,7 @@ from intsmooth_ref.model.hdf5 import save_model
 #: Grey levels in full scale, the unit of `--sigma`.
 FULL_SCALE = 255
 
-#: Images of the report, and how many are computed at once, all tensors of both networks kept.
+#: Images of the report, and how many are computed at once, all tensors of the float network kept.
 REPORT_IMAGES, REPORT_BATCH = 128, 8
 
 RANGES = ("mse", "percentile", "min-max")
@@ -55,7 +55,7 @@ class Agreement:
 
     Attributes:
         errors: by the name of an integer layer, the root of the mean squared difference of reals, in steps of its grid;
-            of the layers that both models have.
+            of the layers that both models have, batch normalization folded away.
         same_class: of how many images both give the same class.
         images: of how many they were asked.
     """
@@ -67,14 +67,15 @@ class Agreement:
 
 def agreement(model: FloatModel, integers: IntegerModel, images: np.ndarray) -> Agreement:
     """Compare both on int32 noisy images `(N, H, W, C)`; `integers` was made of `model` by `quantized`."""
-    plain, engine = folded(model, float(kept_mean(integers))), Engine(integers)
+    plain, engine = folded(model), Engine(integers)
     output_names = {name: clamp.name for name, clamp in fused_clamps(plain).items()}
     squares, counts = dict.fromkeys(integers.proofs, 0.0), dict.fromkeys(integers.proofs, 0)
     same = 0
-    for start in range(0, len(images), REPORT_BATCH):
-        batch = images[start : start + REPORT_BATCH]
+    at_once = float_engine.images_at_once(model, REPORT_BATCH)
+    for start in range(0, len(images), at_once):
+        batch = images[start : start + at_once]
         floats = dict(float_engine.trace(plain, batch))
-        floats[plain.input.name] = floats[plain.input.name] + plain.input.mean
+        floats[plain.input.name] = floats[plain.input.name] + plain.input.mean  # the integer input keeps all of it
         for name, tensor in engine.trace(batch):
             expected = floats.get(output_names.get(name, name))
             if expected is not None:
@@ -82,7 +83,7 @@ def agreement(model: FloatModel, integers: IntegerModel, images: np.ndarray) -> 
                 difference = (tensor.astype(np.int64) - proof.zero_point) - expected / float(proof.scale)
                 squares[name] += float(np.square(difference).sum())
                 counts[name] += difference.size
-        same += int((tensor.argmax(axis=1) == floats[plain.layers[-1].name].argmax(axis=1)).sum())
+        same += int((tensor.argmax(axis=1) == float_engine.scores(model, batch).argmax(axis=1)).sum())
     errors = {name: (squares[name] / counts[name]) ** 0.5 for name in squares if counts[name]}
     return Agreement(errors, same, len(images))
 
@@ -100,7 +101,8 @@ def report(model: FloatModel, integers: IntegerModel, images: np.ndarray) -> Ite
         yield f"{layer.name:{width}}  {layer.kind:17}  {held:>25}  {error}".rstrip()
     yield f"same class as the float network: {found.same_class} of {found.images} noisy images"
     floats, integer = 4 * model.parameters, integers.parameter_bytes
-    yield f"parameters: {floats} bytes of floats, {integer} bytes of integers, {1 - integer / floats:.1%} less"
+    less = f", {1 - integer / floats:.1%} less" if integer < floats else ""
+    yield f"parameters: {floats} bytes of floats, {integer} bytes of integers{less}"
     yield f"fingerprint {fingerprint(integers)}"
 
 
@@ -135,10 +137,7 @@ def provenance(options: argparse.Namespace, model: FloatModel, dataset: Dataset)
 
 def run(options: argparse.Namespace) -> None:
     """Read, quantize, write, report."""
-    if options.output.exists() and not options.overwrite:
-        raise ParameterError(f"{options.output}: found a file already; expected none, or the option --overwrite")
-    if not options.output.parent.is_dir():
-        raise ParameterError(f"{options.output.parent}: found no such folder; expected one for the model file")
+    check_output(options)
     show_progress("reading")
     model = load_float_model(options.float_model)
     dataset = checked_images(model, options.data, options.split)

@@ -21,6 +21,10 @@ shards, unlike the number of processors, is part of the result; on a processor t
 times as fast as threads that share each operation. The same settings, versions and type of processor give the same
 weights, interrupted or not; a GPU promises as much only if its libraries do.
 
+Which images are held out depends on the images and on `--held-out`, on no seed and no program, and fewer are always
+among more. So whoever trains further what another run has trained, and holds out no more than that run did, still
+judges by images that neither has trained on.
+
 Needs PyTorch, the extra `train`.
 """
 
@@ -31,7 +35,6 @@ import copy
 import hashlib
 import json
 import os
-import pickle
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +43,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from fractions import Fraction
 from functools import partial
-from math import cos, isfinite, pi
+from math import cos, inf, isfinite, pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
 
@@ -48,6 +51,7 @@ import numpy as np
 
 from intsmooth_ref.cli.arguments import integer_from, rational
 from intsmooth_ref.cli.interruption import Interruption
+from intsmooth_ref.cli.messages import one_line
 from intsmooth_ref.cli.progress import Progress
 from intsmooth_ref.data_tools.architectures import ARCHITECTURES, architecture
 from intsmooth_ref.data_tools.augmentation import HELD_OUT, TRAINING, Epoch, augmented, epoch, noisy_copies, split_off
@@ -62,7 +66,8 @@ from intsmooth_ref.strict_hdf5 import SIGNATURE
 if TYPE_CHECKING:
     import torch
 
-FORMAT = "intsmooth-ref training 2"
+FORMAT = "intsmooth-ref training 3"
+PROGRAM = "train"
 CHECKPOINT, LOG, FLOAT_MODEL = "checkpoint.pt", "log.jsonl", "float.h5"
 
 FULL_SCALE = 255
@@ -72,8 +77,8 @@ WARM_UP = 0.1
 #: Noisy copies over which the accuracy on a held-out image is the mean, and images in a batch of theirs.
 HELD_OUT_COPIES, HELD_OUT_BATCH = 4, 125
 
-#: What reading a damaged checkpoint raises.
-CHECKPOINT_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
+#: What PyTorch says, in a RuntimeError, where there is too little memory.
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class Settings:
     """All that decides the weights, beside PyTorch's version and the processor; `--resume` asks for the same.
 
     Attributes:
+        program: that trains, one of `TRAINING`.
         network: what is trained: its architecture and width, or the SHA-256 of the file that describes it.
         sigma: grey levels, an exact rational as text.
         images: SHA-256 of the training images.
@@ -94,6 +100,7 @@ class Settings:
     The others: equation (1), the optimizer's, and the seed of all that is random.
     """
 
+    program: str
     network: str
     sigma: str
     images: str
@@ -122,7 +129,7 @@ class State:
     Attributes:
         network: what is trained.
         average: the same with the moving average of its weights and of its batch norm's statistics.
-        optimizer: holds the momentum.
+        optimizer: holds the momentum of each parameter that is trained.
         records: of the epochs done, as in the log.
     """
 
@@ -213,7 +220,9 @@ class Trainer:
         settings, began = self.settings, time.monotonic()
         number = len(self.state.records)
         height = self.source.images.shape[1]
-        plan = epoch(number, len(self.source.trained_on), height, settings.seed, settings.mirror)
+        plan = epoch(
+            number, len(self.source.trained_on), height, settings.seed, TRAINING[settings.program], settings.mirror
+        )
         loss, right, steps = 0.0, 0, self.steps_per_epoch
         shards = self._shards()
         upcoming = self._pool.submit(self._batch, plan, 0)
@@ -249,8 +258,8 @@ class Trainer:
         settings, source, first = self.settings, self.source, step * self.settings.batch
         trained_on = replace(plan, order=source.trained_on[plan.order])
         images = augmented(source.images, trained_on, first, settings.batch)
-        draw = plan.number * settings.copies
-        noisy = noisy_copies(images, source.table, settings.seed, TRAINING, draw, settings.copies, first)
+        stage, draw = TRAINING[settings.program], plan.number * settings.copies
+        noisy = noisy_copies(images, source.table, settings.seed, stage, draw, settings.copies, first)
         return noisy, source.labels[trained_on.order[first : first + settings.batch]]
 
     def _step(
@@ -284,10 +293,12 @@ class Trainer:
         targets = torch.from_numpy(labels).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16):
             scores = network(as_tensor(images.reshape(-1, *images.shape[2:]), self.device))
-        scores = scores.float().unflatten(0, images.shape[:2])
-        loss = consistent_loss(scores, targets, self.settings) * (len(labels) / self.settings.batch)
+        scores = scores.unflatten(0, images.shape[:2])
+        # classes are those of the scores as they are: in float32 two may become one
+        right = int((scores.argmax(dim=2) == targets).sum())
+        loss = consistent_loss(scores.float(), targets, self.settings) * (len(labels) / self.settings.batch)
         gradients = torch.autograd.grad(loss, self._parameters)
-        return gradients, loss.item(), int((scores.argmax(dim=2) == targets).sum())
+        return gradients, loss.item(), right
 
     def _judged(self) -> dict[str, float]:
         """Accuracy of the average of the weights on the held-out images, under noise and without, in float32."""
@@ -363,7 +374,17 @@ def fresh_state(settings: Settings, network: torch.nn.Module) -> State:
     others = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [{"params": weights, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, settings.learning_rate, MOMENTUM, nesterov=True)
+    for parameter in trained:
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return State(network, average, optimizer, [])
+
+
+def momentum_of(state: State) -> dict[str, torch.Tensor]:
+    """The momentum by the name of the parameter."""
+    return {
+        name: state.optimizer.state[parameter]["momentum_buffer"]
+        for name, parameter in state.network.named_parameters() if parameter.requires_grad
+    }  # fmt: skip
 
 
 def save_checkpoint(folder: Path, settings: Settings, state: State) -> None:
@@ -375,7 +396,7 @@ def save_checkpoint(folder: Path, settings: Settings, state: State) -> None:
         "settings": asdict(settings),
         "network": state.network.state_dict(),
         "average": state.average.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
+        "momentum": momentum_of(state),
         "records": state.records,
     }
     lines = "".join(json.dumps(record) + "\n" for record in state.records)
@@ -401,69 +422,125 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']!r}")
-    except CHECKPOINT_ERRORS as problem:
-        reason = " ".join(str(problem).split())[:100]
-        raise ParameterError(f"{path}: found no checkpoint ({reason}); expected {FORMAT!r}") from None
-    return dict(content)
+    except (OSError, MemoryError):
+        raise
+    except Exception as problem:  # of a damaged file, whatever the step that it breaks raises
+        raise _no_checkpoint(path, str(problem)) from None
+    if not isinstance(content, dict):
+        raise _no_checkpoint(path, f"a {type(content).__name__}")
+    found = content.get("format")
+    if not (isinstance(found, str) and found == FORMAT):
+        raise _no_checkpoint(path, f"format {found!r}")
+    return content
+
+
+def _no_checkpoint(path: Path, found: str) -> ParameterError:
+    return ParameterError(f"{path}: found no checkpoint ({_short_text(found)}); expected {FORMAT!r}")
+
+
+def _short_text(text: str) -> str:
+    return " ".join(text.split())[:100]
 
 
 def restore(path: Path, settings: Settings, state: State) -> None:
-    """Set the state to that of a checkpoint.
+    """Set the state to that of a checkpoint: its weights, its momentum and its log, and nothing else of it.
 
     Raises:
         ParameterError: if the checkpoint is damaged, or was written under other settings.
     """
     content = read_checkpoint(path)
-    for name, value in asdict(settings).items():
-        found = content["settings"].get(name)
-        if found != value:
-            raise ParameterError(f"{path}: found {name} {found!r}; expected {value!r}, for a run that goes on")
-    try:
-        state.network.load_state_dict(content["network"])
-        state.average.load_state_dict(content["average"])
-        state.optimizer.load_state_dict(content["optimizer"])
-        state.records[:] = content["records"]
-    except CHECKPOINT_ERRORS:
-        raise ParameterError(f"{path}: found weights of another network; expected {settings.network}") from None
+    expect_settings(path, content, asdict(settings), "for a run that goes on")
+    take_over(path, state.network.state_dict(), content.get("network"))
+    take_over(path, state.average.state_dict(), content.get("average"))
+    take_over(path, momentum_of(state), content.get("momentum"))
+    if not _is_log(content.get("records"), settings.epochs):
+        raise ParameterError(f"{path}: found a damaged log; expected a record for each epoch that is done")
+    state.records[:] = content["records"]
 
 
-def begin_with(path: Path, state: State) -> None:
+def expect_settings(path: Path, content: Mapping[str, Any], expected: Mapping[str, Any], purpose: str) -> None:
+    """Raise a ParameterError if a checkpoint was written under other settings than these, some or all."""
+    settings = content.get("settings")
+    for name, value in expected.items():
+        found = settings.get(name) if isinstance(settings, dict) else None
+        if type(found) is not type(value) or found != value:
+            raise ParameterError(f"{path}: found {name} {_short_text(repr(found))}; expected {value!r}, {purpose}")
+
+
+def take_over(path: Path, tensors: Mapping[str, torch.Tensor], found: object) -> None:
+    """Fill tensors with those that a file has for the same names, which may be anything.
+
+    Raises:
+        ParameterError: if names, shapes or types differ, or a number is not finite.
+    """
+    import torch
+
+    def fits(name: str, tensor: torch.Tensor) -> bool:
+        other = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(other, torch.Tensor) or (other.layout, other.device.type) != (torch.strided, "cpu"):
+            return False
+        return (other.shape, other.dtype) == (tensor.shape, tensor.dtype)
+
+    if not (isinstance(found, dict) and len(found) == len(tensors) and all(map(fits, tensors, tensors.values()))):
+        raise ParameterError(f"{path}: found weights of another network; expected those of the same layers")
+    if not all(torch.isfinite(tensor).all() for tensor in found.values()):
+        raise ParameterError(f"{path}: found weights that are no numbers; expected finite ones")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(found[name])
+
+
+def _is_log(records: object, epochs: int) -> bool:
+    """Whether these are records of the first epochs, of this many at most: names and finite numbers."""
+    if not (isinstance(records, list) and len(records) <= epochs and all(isinstance(each, dict) for each in records)):
+        return False
+    entries = [entry for record in records for entry in record.items()]
+    if not all(isinstance(name, str) and type(value) in (int, float) and abs(value) < inf for name, value in entries):
+        return False
+    return [record.get("epoch") for record in records] == list(range(1, len(records) + 1))
+
+
+def begin_with(path: Path, network: torch.nn.Module) -> None:
     """Take the averaged weights of another run's checkpoint, or the weights of a float model file.
 
     Raises:
         ParameterError: if there are none that fit.
         ModelFormatError: if the float model file breaks a rule of its format.
     """
-    weights = weights_of(path)
-    try:
-        state.network.load_state_dict(weights)
-        state.average.load_state_dict(weights)
-    except CHECKPOINT_ERRORS:
-        raise ParameterError(f"{path}: found weights of another network; expected those of the same layers") from None
+    take_over(path, network.state_dict(), weights_of(path))
 
 
-def weights_of(path: Path) -> Mapping[str, torch.Tensor]:
+def weights_of(path: Path) -> object:
     with path.open("rb") as file:
         is_float_model = file.read(len(SIGNATURE)) == SIGNATURE
     if not is_float_model:
-        return read_checkpoint(path).get("average", {})
+        return averaged_weights(path, program=PROGRAM)
     from intsmooth_ref.data_tools.torch_network import TorchNetwork
 
     return TorchNetwork(load_float_model(path)).state_dict()
+
+
+def averaged_weights(path: Path, **settings: str) -> object:
+    """Those of a checkpoint that was written under these settings: what `take_over` takes.
+
+    Raises:
+        ParameterError: if the file is no checkpoint, or was written under others.
+    """
+    content = read_checkpoint(path)
+    expect_settings(path, content, settings, "for weights to begin with")
+    return content.get("average")
 
 
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
 def say(line: str) -> None:
-    """Progress, apart from the results."""
-    print(line, file=sys.stderr, flush=True)
+    """Progress and errors, apart from the results: one line, whatever the names in it hold."""
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
-def settings_of(options: argparse.Namespace, dataset: Dataset, network: str) -> Settings:
-    """The settings that the options make for a network of this description.
+def settings_of(options: argparse.Namespace, dataset: Dataset, program: str, network: str) -> Settings:
+    """The settings that the options make for a program and a network of this description.
 
     Raises:
         ParameterError: where options contradict each other, or the images.
@@ -477,7 +554,8 @@ def settings_of(options: argparse.Namespace, dataset: Dataset, network: str) -> 
         raise ParameterError(f"batch {options.batch}: expected an image a shard at least, and {options.shards} shards")
     if options.held_out >= len(dataset.images):
         raise ParameterError(f"--held-out {options.held_out}: expected fewer than the {len(dataset.images)} images")
-    return Settings(network=network, images=dataset.sha256, labels=dataset.labels_sha256, **chosen)
+    images, labels = dataset.sha256, dataset.labels_sha256
+    return Settings(program=program, network=network, images=images, labels=labels, **chosen)
 
 
 def sha256_of(path: Path) -> str:
@@ -508,8 +586,8 @@ def usable_device(name: str | None) -> str:
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
-        reason = " ".join(str(problem).split())[:100]
-        raise ParameterError(f"--device {name}: found none that works ({reason}); expected cpu or cuda") from None
+        found = f"none that works ({_short_text(str(problem))})"
+        raise ParameterError(f"--device {name}: found {found}; expected cpu or cuda") from None
     return name
 
 
@@ -558,14 +636,17 @@ def run(options: argparse.Namespace) -> None:
     described_as = f"{options.architecture}, width {options.width}"
     if options.model:
         described_as = f"float model {sha256_of(options.model)}"
-    settings, output = settings_of(options, dataset, described_as), options.out / FLOAT_MODEL
+    settings, output = settings_of(options, dataset, PROGRAM, described_as), options.out / FLOAT_MODEL
     expect_free(output, options.resume, options.model, options.init)
+    network = TorchNetwork(model)
+    if options.init:
+        begin_with(options.init, network)
 
     def write_model(state: State) -> None:
         trained = to_float_model(state.average, model)
-        save_float_model(output, replace(trained, provenance=provenance_of("train", settings, state)))
+        save_float_model(output, replace(trained, provenance=provenance_of(settings, state)))
 
-    train_to_the_end(options, settings, dataset, TorchNetwork(model), write_model)
+    train_to_the_end(options, settings, dataset, network, write_model)
 
 
 def expect_free(output: Path, resume: bool, *sources: Path | None) -> None:
@@ -578,12 +659,12 @@ def expect_free(output: Path, resume: bool, *sources: Path | None) -> None:
         raise ParameterError(f"{output}: found a file already; expected none, or the option --resume")
 
 
-def provenance_of(program: str, settings: Settings, state: State) -> str:
+def provenance_of(settings: Settings, state: State) -> str:
     """Of the model that is written after an epoch."""
     import torch
 
     return (
-        f"intsmooth_ref.data_tools.{program}, PyTorch {torch.__version__}, epoch {len(state.records)} of "
+        f"intsmooth_ref.data_tools.{settings.program}, PyTorch {torch.__version__}, epoch {len(state.records)} of "
         f"{settings.epochs}, moving average of the weights; settings {json.dumps(asdict(settings))}"
     )
 
@@ -609,10 +690,8 @@ def train_to_the_end(
     state = fresh_state(settings, network.to(device))
     if checkpoint.exists():
         restore(checkpoint, settings, state)
-    elif options.init:
-        begin_with(options.init, state)
     source = Source(
-        dataset.images, dataset.labels, *split_off(len(dataset.images), settings.held_out, settings.seed),
+        dataset.images, dataset.labels, *split_off(settings.images, len(dataset.images), settings.held_out),
         noise_table(discrete_gaussian(Fraction(settings.sigma))),
     )  # fmt: skip
     with closing(Trainer(settings, source, state, device)) as trainer, Interruption() as interruption:
@@ -669,12 +748,15 @@ def argument_parser() -> argparse.ArgumentParser:
                         help="multiplies the channels of an architecture (default: %(default)s)")  # fmt: skip
     parser.add_argument("--bfloat16", action="store_true",
                         help="compute convolutions in this type: faster where the processor has it")  # fmt: skip
+    parser.add_argument("--init", type=Path, metavar="FILE",
+                        help="begin with the averaged weights of another run's checkpoint, or with those of a float "
+                        "model")  # fmt: skip
     add_training_options(parser)
     return parser
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """All options but `--bfloat16` and those that name images and network; a caller may set other defaults."""
+    """Those that programs that train share; a caller may set other defaults."""
     add = parser.add_argument
     natural, small, any_size = integer_from(1), number_from_zero(1), number_from_zero(float("inf"))
     default = "(default: %(default)s)"
@@ -698,8 +780,6 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--shards", type=natural, default=2, metavar="N",
         help=f"parts of a batch, each with a thread: best the number of cores, or 1 on a GPU {default}")  # fmt: skip
     add("--seed", type=integer_from(0), default=0, help=f"0 to 2**64-1, of all that is random {default}")
-    add("--init", type=Path, metavar="FILE",
-        help="begin with the averaged weights of another run's checkpoint, or with those of a float model")  # fmt: skip
     add("--resume", action="store_true", help="go on from the checkpoint in FOLDER, if there is one")
     add("--device", help="of PyTorch (default: cuda where there is one, else cpu)")
 
@@ -722,10 +802,20 @@ def status_of(program: Callable[[argparse.Namespace], None], options: argparse.N
     except OSError as problem:
         say(f"error: {problem.filename or options.out}: {problem.strerror or problem}")
         return 1
+    except (MemoryError, RuntimeError) as problem:
+        if not lacks_memory(problem):
+            raise
+        say("error: found too little memory; expected room for a batch: a smaller --batch or fewer --copies take less")
+        return 1
     except KeyboardInterrupt:
         say("interrupted; --resume goes on after the last whole epoch")
         return 130
     return 0
+
+
+def lacks_memory(problem: Exception) -> bool:
+    """Whether it is for this that Python, PyTorch or a GPU's driver gave up."""
+    return isinstance(problem, MemoryError) or any(phrase in str(problem) for phrase in OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from math import exp, fsum, inf, sqrt, tanh
 from statistics import NormalDist
 from typing import Any, Callable, Mapping
@@ -241,6 +242,28 @@ def test_the_scores_are_the_last_tensor_of_the_trace_whatever_the_batch() -> Non
     assert list(traced) == ["image", "a", "b", "c", "d", "e"]
     assert close(scores(branching(), images), traced["e"])
     assert close(traced["c"], traced["a"] + np.maximum(traced["a"], 0))
+
+
+def test_as_many_images_are_computed_at_once_as_memory_is_meant_for() -> None:
+    image = Input.fractions_of_full_scale("image", (2, 3, 1))
+    small = FloatModel((image, GlobalAveragePool(name="mean", inputs=("image",))))
+    assert float_engine.images_at_once(small, 64) == 64
+    for side, expected in ((500, 64), (1200, 46), (8192, 1)):
+        padding = (0, side - 2, 0, side - 3)
+        pad = Pad(name="pad", inputs=("image",), padding=padding)
+        wide = FloatModel((image, pad, GlobalAveragePool(name="mean", inputs=("pad",))))
+        found = float_engine.images_at_once(wide, 64)
+        assert found == expected and (found == 1 or found * (side**2 + 7) <= 2**26)
+
+
+def test_what_leaves_float32_is_infinite_without_a_warning() -> None:
+    image = Input.fractions_of_full_scale("image", (1, 1, 2))
+    weights = np.float32([[3e38, 3e38], [3e38, -3e38]])
+    linear = Linear(name="linear", inputs=("mean",), weights=weights)
+    model = FloatModel((image, GlobalAveragePool(name="mean", inputs=("image",)), linear))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert scores(model, np.full((1, 1, 1, 2), 255, np.int32)).tolist() == [[inf, 0]]
 
 
 def test_what_no_layer_reads_any_more_is_let_go() -> None:

@@ -203,8 +203,26 @@ def test_the_scores_are_the_integers_times_their_scale_even_under_autocast() -> 
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             found = network(torch.from_numpy(images))
-        assert found.dtype == torch.float32
-        assert np.allclose(found.detach().numpy(), expected, rtol=1e-6, atol=0)
+        assert found.dtype == torch.float64
+        assert np.array_equal(found.detach().numpy(), expected)
+
+
+def test_the_class_is_the_engines_where_scores_differ_beyond_the_integers_of_float32() -> None:
+    pixels = activation_quantization(0, 1)
+    weights = np.ones((2, 3 * 64 * 64), np.float32)
+    step = quantization.scores("scores", "flat", pixels, weights, np.zeros(2, np.float32)).output.scale
+    floats = {"scores": (weights, np.array([0, step], np.float32))}
+    layers = (
+        quantization.input_quantization("input", (64, 64, 3), Fraction(1, 255), pixels),
+        Flatten(name="flat", inputs=("input",)),
+        quantization.scores("scores", "flat", pixels, *floats["scores"]),
+    )
+    network = IntegerNetwork(IntegerModel(layers), floats)
+    images = np.full((3, 64, 64, 3), 255, np.int32) - np.arange(3, dtype=np.int32).reshape(3, 1, 1, 1)
+    first, second = network.integers(images)["scores"].T.astype(np.int64)
+    assert (first > FLOAT32_INTEGERS).all() and (second == first + 1).all()
+    classes = Engine(network.export(), "reference").classify(images)
+    assert np.array_equal(network(torch.from_numpy(images)).argmax(dim=1).numpy(), classes) and classes.all()
 
 
 def test_twice_the_weights_give_twice_the_scores() -> None:
@@ -240,7 +258,8 @@ def test_sums_beyond_the_integers_of_float32_are_exact() -> None:
     totals = images.reshape(-1, 1024).astype(np.int64) @ layer.weights.reshape(2, 1024).T.astype(np.int64)
     assert (totals > FLOAT32_INTEGERS).all() and (totals % 2 == 1).any()  # which no float32 is
     steps = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    exact = integer_network._Sums().exact(layer, network.model.proofs["input"], steps, torch.zeros(()))
+    unused = torch.zeros(layer.weights.shape).permute(0, 3, 1, 2), torch.zeros(())
+    exact = integer_network._Sums().exact(layer, network.model.proofs["input"], steps, *unused)
     assert np.array_equal(exact.permute(0, 2, 3, 1).reshape(-1, 2).numpy(), totals)
     assert_every_layer_is(Engine(network.export(), "reference"), network, images)
 
@@ -267,7 +286,7 @@ def test_a_float32_sum_is_trusted_up_to_the_very_last_integer_that_float32_holds
     weights[:, ::2] = 127
     layer = Linear(name="layer", inputs=("a",), weights=weights, bias=np.zeros(2, np.int32),
                    output=Quantization.full_range("int32", Fraction(1), 0))  # fmt: skip
-    for last, fits in ((8, True), (-8, True), (9, False), (-9, False)):
+    for last, fits in ((8, True), (-8, True), (9, False), (-9, False)):  # 127 below the zero point, 128 above
         weights[1, -1] = last
         worst = 128 * sum(abs(weight) for weight in weights[1].tolist())
         assert fits == (worst <= FLOAT32_INTEGERS) and abs(worst - FLOAT32_INTEGERS) in (0, 128)
@@ -275,17 +294,78 @@ def test_a_float32_sum_is_trusted_up_to_the_very_last_integer_that_float32_holds
         assert fits_float32(layer, source) == fits
 
 
-def test_a_library_whose_float32_convolution_is_not_exact_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def like_winograd(steps: torch.Tensor, *rest: object) -> torch.Tensor:
-        nearly = convolution(steps, *rest)
-        return nearly * (1 + 1e-4) if steps.dtype == torch.float32 else nearly
+@pytest.mark.parametrize("zero_point", [0, 255])
+def test_steps_count_on_both_sides_of_the_zero_point(zero_point: int) -> None:
+    source = TensorProof((1033,), "uint8", Fraction(1), zero_point, 0, 255)
+    layer = Linear(name="layer", inputs=("a",), weights=np.full((1, 1033), 127, np.int8), bias=np.zeros(1, np.int32),
+                   output=Quantization.full_range("int32", Fraction(1), 0))  # fmt: skip
+    assert not fits_float32(layer, source)  # 255 * 127 * 1033 is twice 2**24
+    assert fits_float32(replace(layer, weights=layer.weights[:, ::2].copy()), source)
 
+
+Inexact = Callable[[torch.Tensor], torch.Tensor]
+
+
+def inexact_convolutions(monkeypatch: pytest.MonkeyPatch, inexact: Inexact) -> None:
+    """A library whose float32 convolutions give `inexact` of the sums."""
     convolution = integer_network.conv2d
-    monkeypatch.setattr(integer_network, "conv2d", like_winograd)
+
+    def other_convolution(steps: torch.Tensor, *rest: object) -> torch.Tensor:
+        exact = convolution(steps, *rest)
+        return inexact(exact) if steps.dtype == torch.float32 else exact
+
+    monkeypatch.setattr(integer_network, "conv2d", other_convolution)
+
+
+@pytest.mark.parametrize(
+    "inexact",
+    [
+        lambda sums: sums * (1 + 1e-4),
+        lambda sums: torch.where(sums < 0, sums + 0.5, sums),
+        lambda sums: sums * (1 + 1e-4) if len(sums) == 30 else sums,
+    ],
+    ids=["always", "only where negative", "only of 30 images"],
+)
+def test_a_library_whose_float32_convolution_is_not_exact_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, inexact: Inexact
+) -> None:
+    inexact_convolutions(monkeypatch, inexact)
     model, floats = every_kind()
     convolutions = [layer for layer in model.layers if isinstance(layer, Conv2D)]
     assert all(fits_float32(layer, model.proofs[layer.inputs[0]]) for layer in convolutions)
-    assert_every_layer_is(Engine(model, "reference"), IntegerNetwork(model, floats), noisy_images(30, (32, 32, 3), 3))
+    network, images = IntegerNetwork(model, floats), noisy_images(30, (32, 32, 3), 3)
+    for count in (7, 30):
+        assert_every_layer_is(Engine(model, "reference"), network, images[:count])
+
+
+def test_it_is_found_out_though_the_first_sums_are_all_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    inexact_convolutions(monkeypatch, lambda sums: sums * 1.25)  # many steps off
+    generator = np.random.default_rng(6)
+    weights = generator.normal(0, 1, (2, 1, 1, 8)).astype(np.float32)
+    network = one_convolution(weights, np.zeros(2, np.float32), high=8)
+    engine, images = Engine(network.export(), "reference"), generator.integers(0, 256, (5, 4, 4, 8)).astype(np.int32)
+    for each in (np.zeros_like(images), images):  # black pixels are zero steps
+        assert_every_layer_is(engine, network, each)
+
+
+def test_it_is_found_out_though_only_sums_that_are_large_are_inexact(monkeypatch: pytest.MonkeyPatch) -> None:
+    inexact_convolutions(monkeypatch, lambda sums: torch.where(sums > 2**22, torch.round(sums / 2**18) * 2**18, sums))
+    weights = np.full((2, 1, 1, 576), 0.8, np.float32)
+    weights[:, 0, 0, 0] = 1
+    network = one_convolution(weights, np.zeros(2, np.float32), high=500)
+    layer = network.export().layers[1]
+    assert isinstance(layer, Conv2D) and fits_float32(layer, network.model.proofs["input"])
+    images = np.random.default_rng(7).integers(0, 256, (5, 4, 4, 576)).astype(np.int32)
+    for each in (images // 16, images):
+        assert_every_layer_is(Engine(network.export(), "reference"), network, each)
+
+
+def test_where_sums_are_exact_no_second_ones_are_formed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, floats = every_kind()
+    network, images = IntegerNetwork(model, floats), noisy_images(9, (32, 32, 3), 3)
+    network.integers(images)
+    monkeypatch.setattr(integer_network, "_float64_sums", None)  # not callable
+    assert_every_layer_is(Engine(model, "reference"), network, images)
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------
@@ -383,6 +463,17 @@ def test_a_layer_without_weights_has_the_gradient_of_its_function(
     (gradient,) = torch.autograd.grad((found.double() * float(output.scale) * weights).sum(), steps)
     (reals_gradient,) = torch.autograd.grad((expected * weights).sum(), real)
     assert torch.allclose(gradient.double(), reals_gradient * float(SOURCE.scale), rtol=0.01, atol=1e-9)
+
+
+def test_a_sum_gives_each_of_its_tensors_its_own_gradient() -> None:
+    layer = quantization.add("layer", ("a", "b"), (SOURCE, NARROW), NEVER_CLAMPED)
+    generator = np.random.default_rng(12)
+    steps = [torch.from_numpy(generator.integers(-60, 61, (2, 3, 4, 4))).float().requires_grad_() for _ in range(2)]
+    proofs = [TensorProof((4, 4, 3), "uint8", grid.scale, grid.zero_point, 0, 255) for grid in (SOURCE, NARROW)]
+    found = integer_network.operate(layer, proofs, *steps) * float(NEVER_CLAMPED.scale)
+    weights = torch.from_numpy(generator.normal(0, 1, (2, 3, 4, 4))).float()
+    for gradient, grid in zip(torch.autograd.grad((found * weights).sum(), steps), (SOURCE, NARROW)):
+        assert torch.allclose(gradient, weights * float(grid.scale), rtol=1e-4)
 
 
 def test_joined_tensors_get_their_own_gradients() -> None:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def stripes() -> Dataset:
     return Dataset(colours.astype(np.uint8), labels, ("level", "upright"), "stripes", "train")
 
 
-def random_network(seed: int = 3) -> FloatModel:
+def random_network(seed: int = 3, mean: Sequence[float] = (0.5, 0.5, 0.5)) -> FloatModel:
     """A residual network that normalizes its input; its statistics of batch norm are not trivial."""
     generator = np.random.default_rng(seed)
 
@@ -72,10 +73,10 @@ def random_network(seed: int = 3) -> FloatModel:
         offsets = {each: generator.normal(0, 0.2, channels).astype(np.float32) for each in ("shift", "mean")}
         return float_model.BatchNorm(name=name, inputs=(source,), **values, **offsets)
 
-    mean, deviation = np.array([0.45, 0.5, 0.55], np.float32), np.array([0.5, 0.6, 0.7], np.float32)
+    deviation = np.array([0.5, 0.6, 0.7], np.float32)
     last = generator.normal(0, 0.3, (2, 6)).astype(np.float32)
     layers = (
-        float_model.Input(name="input", shape=(SIDE, SIDE, 3), mean=mean, deviation=deviation),
+        float_model.Input(name="input", shape=(SIDE, SIDE, 3), mean=np.array(mean, np.float32), deviation=deviation),
         convolution("stem", "input", 3, 6), norm("stem.norm", "stem", 6),
         float_model.Clamp(name="stem.relu", inputs=("stem.norm",)),
         convolution("branch", "stem.relu", 6, 6), norm("branch.norm", "branch", 6),
@@ -92,8 +93,8 @@ def three_times_too_wide(values: Values) -> Quantization:
     return activation_quantization(3 * values.low, 3 * values.high)
 
 
-def written(folder: Path) -> Files:
-    dataset, model = stripes(), random_network()
+def written(folder: Path, model: FloatModel | None = None) -> Files:
+    dataset, model = stripes(), model or random_network()
     files = Files(folder / "float.h5", folder / "start.h5", folder / "data.h5", folder / "out")
     save_dataset(files.data, [dataset])
     save_float_model(files.model, model)
@@ -112,12 +113,15 @@ def log(files: Files) -> list[dict[str, float]]:
     return [json.loads(line) for line in (files.out / "log.jsonl").read_text().splitlines()]
 
 
-def test_untrained_the_integer_network_is_what_quantize_made(tmp_path: Path) -> None:
-    files, model = written(tmp_path), random_network()
-    start = load_model(files.integers).model
+@pytest.mark.parametrize("mean, second", [((0.5, 0.5, 0.5), "LookupTable"), ((0.45, 0.5, 0.55), "Conv2D")])
+def test_untrained_the_integer_network_is_what_quantize_made(
+    tmp_path: Path, mean: Sequence[float], second: str
+) -> None:
+    model = random_network(mean=mean)
+    start = load_model(written(tmp_path, model).integers).model
     exported = integer_training.integer_network(model, start).export()
     assert fingerprint(exported) == fingerprint(start)
-    assert len(start.layers) > 2 and start.layers[1].kind == "LookupTable"  # the mean of the input took part
+    assert start.layers[1].kind == second and start.layers[1].name != "stem"  # the mean of the input took part
 
 
 def test_the_accuracy_in_the_log_is_the_engines_on_the_model_that_is_written(tmp_path: Path) -> None:
@@ -127,7 +131,7 @@ def test_the_accuracy_in_the_log_is_the_engines_on_the_model_that_is_written(tmp
     engine = Engine(file.model, "reference")
     assert file.known_answers is not None and first_difference(engine, file.known_answers) is None
     dataset = stripes()
-    _, held_out = split_off(IMAGES, HELD, 0)
+    _, held_out = split_off(dataset.sha256, IMAGES, HELD)
     table = noise_table(discrete_gaussian(SIGMA))
     noisy = noisy_copies(dataset.images[held_out], table, 0, HELD_OUT, 0, HELD_OUT_COPIES, 0)
     right = sum(int((engine.classify(copy) == dataset.labels[held_out]).sum()) for copy in noisy)
@@ -191,6 +195,45 @@ def test_an_integer_model_of_another_network_is_refused(tmp_path: Path, capsys: 
     save_float_model(files.model, replace(model, layers=(model.layers[0], *renamed, *model.layers[3:])))
     line = refused(files, capsys)
     assert str(files.integers) in line and "layer 'stem' has no float weights" in line and str(files.model) in line
+
+
+def test_a_float_model_of_other_weights_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files, model = written(tmp_path), random_network()
+    assert train(files, "--epochs", "1") == 0
+    capsys.readouterr()
+    trained = replace(files, integers=files.out / "integer.h5", out=tmp_path / "again")
+    assert "found other weights than those of the float model" in refused(trained, capsys)  # it would begin anew
+    last = model.layers[-1]
+    assert isinstance(last, float_model.Linear)
+    for other in (random_network(seed=4), replace(model, layers=(*model.layers[:-1], doubled(last)))):
+        save_float_model(files.model, other)
+        line = refused(replace(files, out=tmp_path / "other"), capsys)
+        assert f"{files.integers}: found other weights" in line and str(files.model) in line
+
+
+def doubled(layer: float_model.Linear) -> float_model.Linear:
+    """The same integers, at another scale."""
+    return replace(layer, weights=2 * layer.weights)
+
+
+def test_a_training_goes_on_from_weights_on_the_same_grids_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = written(tmp_path)
+    assert train(files, "--epochs", "2") == 0
+    checkpoint = str(files.out / "checkpoint.pt")
+    tuned = replace(files, out=tmp_path / "tuned")
+    assert train(tuned, "--epochs", "1", "--learning-rate", "0", "--init", checkpoint) == 0
+    first, second = (load_model(each.out / "integer.h5").model for each in (files, tuned))
+    assert fingerprint(first) == fingerprint(second) != fingerprint(load_model(files.integers).model)
+    capsys.readouterr()
+    again = replace(files, out=tmp_path / "again")
+    assert "found no checkpoint" in refused(again, capsys, "--init", str(files.model))  # its weights are not folded
+    content = torch.load(checkpoint, weights_only=True)
+    for name, other in (("program", "train"), ("network", "integer model of another mean")):
+        torch.save({**content, "settings": {**content["settings"], name: other}}, tmp_path / "other.pt")
+        line = refused(again, capsys, "--init", str(tmp_path / "other.pt"))
+        assert f"found {name} '{other}'; expected" in line and "for weights to begin with" in line
 
 
 def test_the_model_to_begin_with_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

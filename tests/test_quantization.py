@@ -26,6 +26,7 @@ from intsmooth_ref.data_tools.quantization import (
     requantize,
     scale_at_least,
     scores,
+    widened,
 )
 from intsmooth_ref.engine import Engine, reference
 from intsmooth_ref.errors import ArithmeticRangeError
@@ -85,6 +86,27 @@ def test_the_activation_grid_covers_its_range_to_within_a_step_and_holds_zero(a:
     assert 0 <= grid.zero_point <= 255
     assert grid.scale * -grid.zero_point <= Fraction(low) + grid.scale
     assert grid.scale * (255 - grid.zero_point) >= Fraction(high) - grid.scale
+
+
+@given(reals, reals, st.lists(reals, min_size=1, max_size=3))
+def test_a_widened_grid_has_a_point_within_half_a_step_of_each_real_and_of_each_end(
+    a: float, b: float, wanted: list[float]
+) -> None:
+    if max(abs(a), abs(b)) < 1e-6:
+        return
+    grid = activation_quantization(min(a, b), max(a, b))
+    wide = widened(grid, *wanted)
+    ends = [grid.scale * (end - grid.zero_point) for end in (0, 255)]
+    for real in (*map(Fraction, wanted), *ends):
+        q = min(max(round(real / wide.scale) + wide.zero_point, 0), 255)
+        assert abs(wide.scale * (q - wide.zero_point) - real) <= wide.scale / 2
+    assert wide == grid or any(not ends[0] <= Fraction(real) <= ends[1] for real in wanted)
+
+
+def test_a_grid_that_reaches_far_enough_stays_as_it_is() -> None:
+    grid = activation_quantization(-55.0, 200.0)
+    assert widened(grid) == widened(grid, -55.5, 200.5, 3.25) == grid
+    assert widened(grid, 200.75).scale > 1 and widened(grid, -55.75).scale > 1
 
 
 def test_a_range_that_begins_at_zero_makes_the_clamp_a_relu() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
-from math import inf
+from math import inf, prod
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
@@ -17,6 +18,7 @@ from intsmooth_ref.data_tools import float_engine, float_model, quantize
 from intsmooth_ref.data_tools.calibration import (
     CALIBRATION,
     KNOWN_ANSWERS,
+    RangeChooser,
     Values,
     chosen_grid,
     known_answer_images,
@@ -29,7 +31,8 @@ from intsmooth_ref.data_tools.calibration import (
 from intsmooth_ref.data_tools.float_file import save_float_model
 from intsmooth_ref.data_tools.float_model import FloatLayer, FloatModel, Input
 from intsmooth_ref.data_tools.folding import folded
-from intsmooth_ref.data_tools.post_training import fused_clamps, kept_mean, quantized
+from intsmooth_ref.data_tools.post_training import fused_clamps, kept_mean, nearest_mean, quantized
+from intsmooth_ref.data_tools.quantization import activation_quantization, widened
 from intsmooth_ref.dataset import Dataset, load_dataset, save_dataset
 from intsmooth_ref.engine import Engine
 from intsmooth_ref.engine.known_answers import first_difference
@@ -202,7 +205,7 @@ def scores_in_float64(model: FloatModel, images: np.ndarray) -> np.ndarray:
     return tensors_in_float64(model, images)[model.layers[-1].name]
 
 
-@pytest.mark.parametrize("name", sorted(set(MODELS) - {"usual_means"}))
+@pytest.mark.parametrize("name", MODELS)
 def test_a_folded_model_is_the_same_function_without_batch_normalization(name: str) -> None:
     model, images = MODELS[name](), pictures(4)
     plain = folded(model)
@@ -239,22 +242,35 @@ def test_a_norm_is_folded_only_into_a_layer_that_it_alone_reads() -> None:
                      for layer in odd_norms().layers if layer.name not in gone}  # fmt: skip
 
 
-def test_what_differing_means_change_is_the_border_alone() -> None:
-    net = Network(8, **USUAL)
+def first_convolution(**input_options: Any) -> FloatModel:
+    """A convolution with padding, and all that it gives."""
+    net = Network(8, **input_options)
     net.conv("conv", "image", 4)
-    model = FloatModel((*net.layers, float_model.Flatten(name="flat", inputs=("conv",))))
-    images = pictures(3)
-    plain = folded(model, 0.5)
-    assert plain.input.mean.tolist() == [0.5] * 3 and plain.input.deviation.tolist() == [1.0] * 3
+    return FloatModel((*net.layers, float_model.Flatten(name="flat", inputs=("conv",))))
+
+
+def test_of_means_that_differ_padding_leaves_nothing_to_approximate() -> None:
+    model, images = first_convolution(**USUAL), pictures(3)
+    for asked in (None, 0.0, 0.5):
+        plain = folded(model, asked)
+        assert [layer.name for layer in plain.layers] == ["image", "normalized", "conv", "flat"]
+        assert not plain.input.mean.any() and plain.input.deviation.tolist() == [1.0] * 3
+        assert np.allclose(scores_in_float64(plain, images), scores_in_float64(model, images), rtol=0, atol=1e-6)
+
+
+def test_another_mean_than_the_inputs_changes_the_border_alone() -> None:
+    model, images = first_convolution(**EQUAL), pictures(3)
+    plain = folded(model, 0.375)
+    assert plain.input.mean.tolist() == [0.375] * 3 and plain.input.deviation.tolist() == [1.0] * 3
     difference = np.abs(scores_in_float64(plain, images) - scores_in_float64(model, images)).reshape(3, 8, 8, 4)
-    assert difference[:, 1:-1, 1:-1].max() < 1e-6 < difference[:, 0].max()
+    assert difference[:, 1:-1, 1:-1].max() < 1e-6 < 0.1 < difference[:, 0].max()
 
 
-def test_without_padding_no_mean_is_left() -> None:
-    assert not folded(perceptron(**USUAL)).input.mean.any()
-    assert folded(residual(**USUAL), 0.25).input.mean.tolist() == [0.25] * 3
-    common = folded(residual(**USUAL)).input.mean
-    assert np.allclose(common, np.mean(USUAL["mean"])) and len(set(common.tolist())) == 1
+def test_a_mean_is_kept_only_if_it_is_one_and_the_input_is_padded() -> None:
+    assert folded(residual(**EQUAL)).input.mean.tolist() == [0.5] * 3
+    assert folded(residual(**EQUAL), 0.25).input.mean.tolist() == [0.25] * 3
+    for model in (perceptron(**EQUAL), perceptron(**USUAL), residual(**USUAL), pooled_input(**EQUAL)):
+        assert not folded(model).input.mean.any() and not folded(model, 0.25).input.mean.any()
 
 
 def test_an_input_that_is_not_read_by_products_alone_is_normalized_by_a_layer() -> None:
@@ -441,6 +457,44 @@ def test_a_relu_that_cannot_be_fused_is_a_layer() -> None:
     assert half.minimum == half.zero_point > shrunk.minimum == 0  # the sum reads what is below zero
 
 
+def clamped(minimum: float, maximum: float) -> FloatModel:
+    """Values around zero, then clamps that are layers of their own: of an input, a pool, and what others read, too."""
+    net = Network(9)
+    of_input = net.add(float_model.Clamp, "of_input", "image", minimum=minimum, maximum=maximum)
+    shared = net.conv("shared", "image", 3)
+    of_shared = net.add(float_model.Clamp, "of_shared", shared, minimum=minimum, maximum=maximum)
+    pool = net.add(float_model.MaxPool, "pool", net.conv("conv", "image", 3), kernel=(3, 3), padding=SAME)
+    of_pool = net.add(float_model.Clamp, "of_pool", pool, minimum=minimum, maximum=maximum)
+    joined = net.add(float_model.Concat, "joined", of_input, of_shared, of_pool, shared, channels=12)
+    return net.finish(joined)
+
+
+@pytest.mark.parametrize("choose", [range_chooser(name, 90) for name in quantize.RANGES], ids=quantize.RANGES)
+@pytest.mark.parametrize("ends", [(9.0, inf), (-inf, -9.0), (9.0, 10.0), (0.125, 9.0), (-9.0, -0.125)], ids=str)
+def test_a_clamp_reaches_its_ends_even_where_its_input_does_not(
+    ends: tuple[float, float], choose: RangeChooser
+) -> None:
+    integers = quantized(clamped(*ends), pictures(16), choose)
+    tensors = dict(Engine(integers, "reference").trace(pictures(20)[16:]))
+    for name, source in (("of_input", "image"), ("of_shared", "shared"), ("of_pool", "pool")):
+        proof = integers.proofs[name]
+        found, read = (float(proof.scale) * (tensors[each].astype(int) - proof.zero_point) for each in (name, source))
+        assert integers.proofs[source].scale == proof.scale
+        assert np.abs(found - np.clip(read, *ends)).max() <= float(proof.scale) * 0.5001, name
+
+
+@pytest.mark.parametrize("ends", [(9.0, inf), (-inf, -9.0)], ids=str)
+def test_a_clamp_that_is_fused_reaches_its_ends_even_if_few_share_its_grid(ends: tuple[float, float]) -> None:
+    net = Network(13)
+    few = net.add(float_model.Clamp, "clamp", net.conv("few", "image", 1), minimum=ends[0], maximum=ends[1])
+    joined = net.add(float_model.Concat, "joined", few, net.conv("many", "image", 30), channels=31)
+    integers = quantized(net.finish(joined), pictures(16), range_chooser("percentile", 90))
+    proof, tensor = integers.proofs["few"], dict(Engine(integers, "reference").trace(pictures(4)))["few"]
+    assert proof.scale == integers.proofs["many"].scale
+    found = float(proof.scale) * (tensor.astype(int) - proof.zero_point)
+    assert np.abs(found - np.clip(0, *ends)).max() <= float(proof.scale) * 0.5001
+
+
 def test_what_a_concatenation_alone_reads_is_made_on_its_grid_and_the_rest_requantized() -> None:
     integers = made("inception")[1]
     moved = [layer for layer in integers.layers if isinstance(layer, Requantize)]
@@ -448,6 +502,20 @@ def test_what_a_concatenation_alone_reads_is_made_on_its_grid_and_the_rest_requa
     grids = {name: (proof.scale, proof.zero_point) for name, proof in integers.proofs.items()}
     assert grids["a"] == grids["b"] == grids["b_pool"] == grids["joined"] != grids["stem"] == grids["c_pool"]
     assert grids["d"] == grids["e"] == grids["inner"] == grids["f"] == grids["outer"]
+
+
+def test_what_differs_from_a_concatenation_in_its_zero_point_alone_is_requantized() -> None:
+    def choose(values: Values) -> Quantization:
+        return Quantization.full_range("uint8", Fraction(1, 16), 128 if values.low < 0 else 0)
+
+    net = Network(10)
+    positive = net.relu("relu", net.conv("conv", "image", 3))
+    joined = net.add(float_model.Concat, "joined", positive, net.conv("other", positive, 3), channels=6)
+    integers = quantized(net.finish(joined), pictures(16), choose)
+    proof, tensors = integers.proofs["joined"], dict(Engine(integers, "reference").trace(pictures(4)))
+    assert (integers.proofs["conv"].zero_point, proof.zero_point) == (0, 128)
+    reals = [tensors["conv"].astype(int), tensors["joined"][..., :3].astype(int) - 128]
+    assert reals[0].any() and np.array_equal(np.minimum(reals[0], 127), reals[1])
 
 
 def test_a_grid_that_several_share_holds_them_all() -> None:
@@ -460,9 +528,15 @@ def test_a_grid_that_several_share_holds_them_all() -> None:
             assert low - float(proof.scale) <= tensor.min() and tensor.max() <= high + float(proof.scale), name
 
 
-@pytest.mark.parametrize("name", ["squeeze", "perceptron"])
-def test_scores_of_8_bits_are_not_clipped(name: str) -> None:
-    model = MODELS[name]()
+def pixels_as_scores() -> FloatModel:
+    net = Network(11)
+    net.add(float_model.Flatten, "scores", net.add(float_model.MaxPool, "pool", "image", kernel=(8, 8)))
+    return FloatModel(tuple(net.layers))
+
+
+@pytest.mark.parametrize("network", [squeeze, perceptron, pixels_as_scores])
+def test_scores_of_8_bits_are_not_clipped(network: Callable[[], FloatModel]) -> None:
+    model = network()
     proof = quantized(model, pictures(64), range_chooser("percentile", 90)).proofs["scores"]
     top = scores_in_float64(model, pictures(64)).max()
     assert proof.dtype == "uint8" and float(255 * proof.scale) >= top * (1 - 1e-5)
@@ -480,7 +554,31 @@ def test_the_zero_point_of_an_input_with_a_mean_is_what_the_float_network_pads_w
     assert table.output.scale == grid.scale
     padded_with = grid.scale * (table.output.zero_point - grid.zero_point)  # as a fraction of full scale
     assert padded_with == kept_mean(integers) and abs(padded_with - Fraction(1, 2)) <= grid.scale / 2
-    assert kept_mean(made("residual")[1]) == kept_mean(made("normalized_perceptron")[1]) == 0
+    for name in ("residual", "normalized_perceptron", "usual_means", "normalized_pool"):
+        assert kept_mean(made(name)[1]) == 0
+
+
+@pytest.mark.parametrize("choose", [range_chooser(name, 90) for name in quantize.RANGES], ids=quantize.RANGES)
+@pytest.mark.parametrize("mean", [0.5, 1.5, -3.0])
+def test_padding_is_the_mean_to_within_half_a_step_even_where_no_pixel_comes_near_it(
+    mean: float, choose: RangeChooser
+) -> None:
+    model, dark = first_convolution(mean=[mean] * 3, deviation=[0.25] * 3), pictures(32) // 5
+    integers = quantized(model, dark, choose)
+    scale = integers.input.output.scale
+    assert abs(kept_mean(integers) - Fraction(mean)) <= scale / 2
+    # three rows and columns of nine taps are padding at most, off by half a step each
+    exact, kept = (scores_in_float64(folded(model, each), dark) for each in (None, float(kept_mean(integers))))
+    weights = folded(model).layers[1].weights  # type: ignore[attr-defined]
+    assert np.abs(exact - kept).max() <= np.abs(weights).sum(axis=(1, 2, 3)).max() * float(scale) / 2 + 1e-6
+
+
+def test_the_point_that_is_nearest_to_a_mean_is_on_the_grid() -> None:
+    grid = activation_quantization(-99.5 / 256, 155.5 / 256)  # in steps: -100 .. 155
+    assert (grid.scale, grid.zero_point) == (Fraction(1, 256), 100)
+    for mean, expected in ((155.5, 155), (-100.5, -100), (17.25, 17)):
+        model = folded(first_convolution(mean=[mean / 256] * 3))
+        assert widened(grid, mean / 256) is grid and nearest_mean(model, grid) == Fraction(expected, 256)
 
 
 def dead(weights: Callable[[np.ndarray], np.ndarray], bias: float) -> FloatModel:
@@ -530,18 +628,20 @@ def test_a_ratio_that_no_multiplier_expresses_names_its_layer() -> None:
     tiny = [replace(layer, maximum=1e-30) if layer.name == "stem_relu" else layer for layer in huge.layers]
     with pytest.raises(ArithmeticRangeError, match="^layer 'stem': multiplier for a ratio"):
         quantized(FloatModel(tuple(tiny)), pictures(4))
+    with pytest.raises(ArithmeticRangeError, match="^layer 'image': multiplier for a ratio"):
+        quantized(first_convolution(mean=[1e12] * 3), pictures(4))
 
 
 # --- the report and the program ---------------------------------------------------------------------------------------
 
 
-def test_errors_are_roots_of_mean_squares_in_steps() -> None:
-    model, integers = made("usual_means")
+@pytest.mark.parametrize("name", ["equal_means", "usual_means"])
+def test_errors_are_roots_of_mean_squares_in_steps_from_the_float_network_as_it_was_trained(name: str) -> None:
+    model, integers = made(name)
     images = pictures(6)
     found = quantize.agreement(model, integers, images)
-    plain = folded(model, float(kept_mean(integers)))
-    floats, integer = tensors_in_float64(plain, images), dict(Engine(integers, "reference").trace(images))
-    for name, float_name in (("stem", "stem_relu"), ("shortcut", "shortcut"), ("sum", "relu2"), ("mean", "mean")):
+    floats, integer = tensors_in_float64(model, images), dict(Engine(integers, "reference").trace(images))
+    for name, float_name in (("stem", "stem_relu"), ("shortcut", "shortcut_norm"), ("sum", "relu2"), ("mean", "mean")):
         proof = integers.proofs[name]
         steps = integer[name].astype(float) - proof.zero_point - floats[float_name] / float(proof.scale)
         assert found.errors[name] == pytest.approx(np.sqrt(np.mean(steps**2)), rel=1e-3)
@@ -550,6 +650,57 @@ def test_errors_are_roots_of_mean_squares_in_steps() -> None:
     assert found.errors["image"] == pytest.approx(np.sqrt(np.mean(pixels**2)), rel=1e-3)
     same = integer["scores"].argmax(axis=1) == floats["scores"].argmax(axis=1)
     assert (found.same_class, found.images) == (int(same.sum()), 6)
+
+
+def test_a_class_is_compared_with_the_float_network_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, integers = made("usual_means")
+    images = pictures(6)
+    same = quantize.agreement(model, integers, images).same_class
+    monkeypatch.setattr(quantize, "folded", lambda model: folded(upside_down(model)))
+    wrong = quantize.agreement(model, integers, images)
+    assert wrong.same_class == same > 3 and wrong.errors["mean"] < 1
+
+
+def upside_down(model: FloatModel) -> FloatModel:
+    """Its least score is the largest."""
+    *layers, last = model.layers
+    negated = {field: -array for field, array in float_model.arrays(last).items()}
+    return FloatModel((*layers, replace(last, **negated)), model.class_names)
+
+
+def test_a_report_says_less_only_of_what_is_less() -> None:
+    def last_lines(model: FloatModel) -> str:
+        integers = quantized(model, pictures(8))
+        return "\n".join(quantize.report(model, integers, pictures(8)))
+
+    assert "parameters: 0 bytes of floats, " in last_lines(pixels_as_scores())
+    net = Network(12)
+    net.linear("scores", net.add(float_model.GlobalAveragePool, "mean", "image"), 1)
+    assert " less" not in last_lines(pixels_as_scores()) + last_lines(FloatModel(tuple(net.layers)))
+    plenty = perceptron()
+    integer_bytes = quantized(plenty, pictures(8)).parameter_bytes
+    percent = 100 * (1 - Fraction(integer_bytes, 4 * plenty.parameters))
+    assert f" {integer_bytes} bytes of integers, {float(percent):.1f}% less" in last_lines(plenty)
+
+
+def test_no_more_images_are_computed_at_once_than_memory_is_meant_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images, seen = residual(), pictures(20), []
+
+    def counted(model: FloatModel, images: np.ndarray) -> Any:
+        seen.append(len(images))
+        return traced(model, images)
+
+    traced = float_engine.trace
+    monkeypatch.setattr(float_engine, "trace", counted)
+    monkeypatch.setattr(float_engine, "FLOATS", 3 * sum(map(prod, model.shapes.values())))
+    integers = quantized(model, images)
+    assert max(seen) <= 4 and sum(seen) == 20  # what is folded is less
+    seen.clear()
+    quantize.agreement(model, integers, images)
+    assert max(seen) <= 3 and sum(seen) == 40
+    seen.clear()
+    float_engine.scores(model, images)
+    assert max(seen) <= 3 and sum(seen) == 20
 
 
 @pytest.fixture
@@ -592,6 +743,15 @@ def test_known_answers_take_no_more_of_a_file_than_the_weights_of_a_small_networ
         assert found.shape == (expected, side, side, 3) and (expected == 1 or found.nbytes <= 1 << 14)
 
 
+def test_no_program_replaces_what_it_reads(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("float.h5", "data.h5"):
+        before = (files / name).read_bytes()
+        paths = [str(files / each) for each in ("float.h5", "data.h5", name)]
+        assert quantize.main([*paths, "--sigma", "0.25", "--overwrite"]) == 1
+        assert "is read by this command; expected another name" in capsys.readouterr().err
+        assert (files / name).read_bytes() == before
+
+
 def test_the_provenance_names_command_model_and_images(files: Path) -> None:
     options = "--split test --images 30 --range percentile --percentile 99 --seed 3"
     assert run(files, *options.split()) == 0
@@ -623,6 +783,13 @@ def other_shape(folder: Path) -> None:
     save_dataset(folder / "data.h5", [Dataset(images, np.zeros(2, np.int64), (), "", "train")])
 
 
+def overflowing(folder: Path) -> None:
+    first, conv, last = first_convolution().layers
+    assert isinstance(conv, float_model.Conv2D)
+    huge = replace(conv, weights=np.full(conv.weights.shape, 3e38, np.float32))
+    save_float_model(folder / "float.h5", FloatModel((first, huge, last)))
+
+
 SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no model": (lambda folder: (folder / "float.h5").unlink(), "float.h5: found no such file"),
     "not HDF5": (lambda folder: (folder / "float.h5").write_bytes(b"PK"), "float.h5: found no HDF5 signature"),
@@ -630,6 +797,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: (folder / "float.h5").write_bytes((folder / "float.h5").read_bytes()[:5000]), "truncated",
     ),
     "no images": (lambda folder: (folder / "data.h5").unlink(), "data.h5: found no such file"),
+    "beyond float32": (overflowing, "layer 'conv': found values that are not finite; expected numbers"),
     "other shape": (other_shape, "data.h5: found images of shape (8, 8, 1); expected (8, 8, 3), the model's"),
 }  # fmt: skip
 
@@ -638,7 +806,9 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_what_is_wrong_is_one_line_and_no_file(files: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
     spoil, found = SPOILED[case]
     spoil(files)
-    assert run(files) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(files) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and found in error and error.count("\n") == 1
     assert not (files / "out.h5").exists()

@@ -7,16 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fractions import Fraction
 from math import exp, log
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import pytest
 
-from intsmooth_ref.data_tools import augmentation, train
+from intsmooth_ref.data_tools import augmentation, calibration, digits, train
 from intsmooth_ref.data_tools.architectures import architecture
 from intsmooth_ref.data_tools.augmentation import TRAINING, augmented, epoch, noisy_copies, split_off
 from intsmooth_ref.data_tools.float_file import load_float_model, save_float_model
@@ -33,9 +33,9 @@ from intsmooth_ref.data_tools.torch_network import TorchNetwork  # noqa: E402  (
 IMAGES, SIDE = 40, 8
 TABLE = noise_table(discrete_gaussian(Fraction(255, 8)))
 SETTINGS = train.Settings(
-    network="resnet8, width 1", sigma="255/8", images="", labels="", initial="", epochs=3, batch=8, learning_rate=0.1,
-    weight_decay=1e-3, copies=2, consistency=3.0, entropy=0.5, label_smoothing=0.0, average=0.9, mirror=True,
-    held_out=8, shards=2, bfloat16=False, seed=5,
+    program="train", network="resnet8, width 1", sigma="255/8", images="5eed", labels="", initial="", epochs=3, batch=8,
+    learning_rate=0.1, weight_decay=1e-3, copies=2, consistency=3.0, entropy=0.5, label_smoothing=0.0, average=0.9,
+    mirror=True, held_out=8, shards=2, bfloat16=False, seed=5,
 )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def fresh_state(settings: train.Settings) -> train.State:
 def started(settings: train.Settings, state: train.State | None = None) -> train.Trainer:
     torch.set_num_threads(1)
     images, labels = two_kinds_of_images()
-    source = train.Source(images, labels, *split_off(IMAGES, settings.held_out, settings.seed), TABLE)
+    source = train.Source(images, labels, *split_off(settings.images, IMAGES, settings.held_out), TABLE)
     return train.Trainer(settings, source, state or fresh_state(settings), "cpu")
 
 
@@ -77,29 +77,41 @@ def weights(trainer: train.Trainer) -> list[bytes]:
 def test_noise_has_the_addresses_that_the_module_names() -> None:
     images, _ = two_kinds_of_images()
     copies, first, draw = 3, 7, 6
-    found = noisy_copies(images[:5], TABLE, 11, TRAINING, draw, copies, first)
+    stage = TRAINING["train"]
+    found = noisy_copies(images[:5], TABLE, 11, stage, draw, copies, first)
     assert found.shape == (copies, 5, SIDE, SIDE, 3) and found.dtype == np.int32
     for copy in range(copies):
-        noise = sample(TABLE, 11, draw + copy, TRAINING, first, 5, images[0].size)
+        noise = sample(TABLE, 11, draw + copy, stage, first, 5, images[0].size)
         assert np.array_equal(found[copy], images[:5].astype(np.int32) + noise.reshape(5, SIDE, SIDE, 3))
 
 
 def test_noise_is_the_same_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     images, _ = two_kinds_of_images()
-    compiled = noisy_copies(images, TABLE, 1, TRAINING, 0, 2, 3)
+    compiled = noisy_copies(images, TABLE, 1, 22, 0, 2, 3)
     monkeypatch.setattr(augmentation, "numba_available", lambda: False)
-    assert np.array_equal(compiled, noisy_copies(images, TABLE, 1, TRAINING, 0, 2, 3))
+    assert np.array_equal(compiled, noisy_copies(images, TABLE, 1, 22, 0, 2, 3))
 
 
-def test_no_random_word_is_one_of_a_certification() -> None:
+def test_no_random_word_has_two_uses() -> None:
     from intsmooth_ref.noise.sampler import ESTIMATION, PREDICTION, SELECTION
 
-    assert not {augmentation.TRAINING, augmentation.HELD_OUT} & {SELECTION, ESTIMATION, PREDICTION}
+    of_digits = [digits.TRAINING, digits.CALIBRATION, digits.EVALUATION, digits.KNOWN_ANSWERS]
+    stages = [
+        SELECTION, ESTIMATION, PREDICTION, calibration.CALIBRATION, calibration.KNOWN_ANSWERS, *of_digits,
+        *TRAINING.values(), augmentation.HELD_OUT,
+    ]  # fmt: skip
+    assert len(stages) == len(set(stages)) == 12
+
+
+def test_no_epoch_shares_its_random_numbers_with_another_of_any_program_or_with_the_first_weights() -> None:
+    plans = [epoch(number, 500, 32, 3, stage, True) for number in range(3) for stage in TRAINING.values()]
+    orders = [plan.order for plan in plans] + [np.random.default_rng(3).permutation(500)]
+    assert len({order.tobytes() for order in orders}) == len(orders) == 7
 
 
 def test_an_image_is_shifted_mirrored_and_padded_with_black() -> None:
     images, _ = two_kinds_of_images()
-    plan = epoch(4, IMAGES, 24, seed=2, mirror=True)  # as of taller images: more black
+    plan = epoch(4, IMAGES, 24, seed=2, stage=22, mirror=True)  # as of taller images: more black
     found = augmented(images, plan, 10, 20)
     for place, position in enumerate(range(10, 30)):
         down, right = (int(each) for each in plan.shifts[position])
@@ -113,7 +125,7 @@ def test_an_image_is_shifted_mirrored_and_padded_with_black() -> None:
 
 
 def test_an_epoch_takes_every_image_once_in_an_order_of_its_own() -> None:
-    plans = [epoch(number, 1000, 32, 3, True) for number in range(2)]
+    plans = [epoch(number, 1000, 32, 3, 22, True) for number in range(2)]
     for plan in plans:
         assert np.array_equal(np.sort(plan.order), np.arange(1000))
         assert plan.shifts.min() == 0 and plan.shifts.max() == 8 and set(plan.mirrored) == {False, True}
@@ -121,7 +133,7 @@ def test_an_epoch_takes_every_image_once_in_an_order_of_its_own() -> None:
 
 
 def test_what_happens_to_an_image_of_32_pixels_is_what_the_module_says() -> None:
-    plan, generator = epoch(7, 50, 32, 3, True), np.random.default_rng((3, 0, 7))
+    plan, generator = epoch(7, 50, 32, 3, 22, True), np.random.default_rng((3, 22, 7))
     assert np.array_equal(plan.order, generator.permutation(50))
     assert np.array_equal(plan.shifts, generator.integers(0, 9, (50, 2)))
     assert np.array_equal(plan.mirrored, generator.random(50) < 0.5)
@@ -129,32 +141,75 @@ def test_what_happens_to_an_image_of_32_pixels_is_what_the_module_says() -> None
 
 @pytest.mark.parametrize("height, padding", [(64, 8), (32, 4), (28, 3), (8, 1), (7, 0)])
 def test_images_are_shifted_by_an_eighth_of_their_height(height: int, padding: int) -> None:
-    plan = epoch(0, 1000, height, 3, True)
+    plan = epoch(0, 1000, height, 3, 22, True)
     assert plan.padding == padding and plan.shifts.min() == 0 and plan.shifts.max() == 2 * padding
 
 
 def test_without_mirrors_nothing_else_changes() -> None:
-    mirrored, plain = (epoch(2, 100, 32, 3, mirror) for mirror in (True, False))
+    mirrored, plain = (epoch(2, 100, 32, 3, 22, mirror) for mirror in (True, False))
     assert np.array_equal(mirrored.order, plain.order) and np.array_equal(mirrored.shifts, plain.shifts)
     assert mirrored.mirrored.any() and not plain.mirrored.any()
 
 
 def test_what_is_held_out_is_never_trained_on() -> None:
-    trained_on, held_out = split_off(100, 30, seed=9)
+    trained_on, held_out = split_off("9e3779b9", 100, 30)
     assert len(held_out) == 30 and np.array_equal(np.sort(np.concatenate([trained_on, held_out])), np.arange(100))
     trainer = started(SETTINGS)
     marked = trainer.source.images.copy()
     marked[trainer.source.held_out] = 255
     marked[trainer.source.trained_on] = 0
     trainer.source = replace(trainer.source, images=marked)
-    plan = epoch(1, len(trainer.source.trained_on), SIDE, SETTINGS.seed, True)
+    stage = TRAINING["train"]
+    plan = epoch(1, len(trainer.source.trained_on), SIDE, SETTINGS.seed, stage, True)
     for step in range(trainer.steps_per_epoch):
         noisy, labels = trainer._batch(plan, step)
         order = plan.order[8 * step : 8 * step + 8]
         assert np.array_equal(labels, trainer.source.labels[trainer.source.trained_on[order]])
-        noise = [sample(TABLE, SETTINGS.seed, 2 + copy, TRAINING, 8 * step, 8, SIDE * SIDE * 3) for copy in range(2)]
+        noise = [sample(TABLE, SETTINGS.seed, 2 + copy, stage, 8 * step, 8, SIDE * SIDE * 3) for copy in range(2)]
         assert np.array_equal(noisy.reshape(2, 8, -1), noise)  # upon black: nothing held out, which is white
     trainer.close()
+
+
+def test_what_is_held_out_depends_on_the_images_alone_and_fewer_are_among_more() -> None:
+    few, many = (set(split_off("9e3779b9", 1000, count)[1].tolist()) for count in (50, 200))
+    assert few < many and len(many) == 200
+    assert len(many & set(split_off("9e3779ba", 1000, 200)[1].tolist())) < 100  # other images, as chance has it: 40
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_the_program_holds_the_same_images_out_for_every_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: str
+) -> None:
+    images, labels = two_kinds_of_images()
+    expected = split_off(Dataset(images, labels, ("dark", "bright"), "", "train").sha256, IMAGES, 8)
+
+    def instead_of_training(trainer: train.Trainer, *rest: object) -> None:
+        assert np.array_equal(trainer.source.trained_on, expected[0])
+        assert np.array_equal(trainer.source.held_out, expected[1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Trainer, "epoch", instead_of_training)
+    assert train.main(arguments(tmp_path, "--seed", seed)) == 130
+
+
+@pytest.mark.parametrize("program, stage", TRAINING.items())
+def test_a_program_trains_under_noise_and_in_an_order_of_its_own(program: str, stage: int) -> None:
+    trainer = started(replace(SETTINGS, program=program))
+    trainer.source = replace(trainer.source, images=np.zeros_like(trainer.source.images))
+    seen = []
+    step = trainer._batch
+
+    def remembered(plan: augmentation.Epoch, number: int) -> tuple[np.ndarray, np.ndarray]:
+        seen.append((plan.order, *step(plan, number)))
+        return seen[-1][1:]
+
+    trainer._batch = remembered  # type: ignore[method-assign]
+    run_epochs(trainer, 1)
+    trainer.close()
+    order, noisy, _ = seen[0]
+    assert np.array_equal(order, epoch(0, 32, SIDE, SETTINGS.seed, stage, True).order)
+    noise = [sample(TABLE, SETTINGS.seed, copy, stage, 0, 8, SIDE * SIDE * 3) for copy in range(2)]
+    assert np.array_equal(noisy.reshape(2, 8, -1), noise)
 
 
 # --- loss, schedule ---------------------------------------------------------------------------------------------------
@@ -204,7 +259,7 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
 def test_a_batch_steps_along_the_mean_gradient_of_its_shards() -> None:
     settings = replace(SETTINGS, weight_decay=0.0)
     trainer, twin = started(settings), fresh_state(settings)
-    images, labels = trainer._batch(epoch(0, 32, SIDE, settings.seed, True), 0)
+    images, labels = trainer._batch(epoch(0, 32, SIDE, settings.seed, 22, True), 0)
     shards = trainer._shards()
     trainer._step(shards, images, labels, 0)
     losses = []
@@ -288,6 +343,98 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path, content: by
     assert "\n" not in str(problem.value)
 
 
+def good_checkpoint() -> dict[str, Any]:
+    """After one epoch."""
+    trainer = run_epochs(started(SETTINGS), 1)
+    trainer.close()
+    state = trainer.state
+    return {
+        "format": train.FORMAT, "settings": asdict(SETTINGS), "network": state.network.state_dict(),
+        "average": state.average.state_dict(), "momentum": train.momentum_of(state), "records": state.records,
+    }  # fmt: skip
+
+
+def changed(tensors: dict[str, Any], **change: Any) -> dict[str, Any]:
+    """The first tensor, changed: to a value, or to a tensor."""
+    first = next(iter(tensors))
+    value = change.get("fill")
+    return {**tensors, first: torch.full_like(tensors[first], value) if value is not None else change["tensor"]}
+
+
+NO_SETTINGS = "found program None"
+NOWHERE = "found no checkpoint"
+OTHER = "found weights of another network"
+DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "a tensor": (lambda good: torch.zeros(3), NOWHERE),
+    "a number": (lambda good: torch.tensor(1.0), NOWHERE),
+    "a list": (lambda good: [1], NOWHERE),
+    "text": (lambda good: "abc", NOWHERE),
+    "nothing": (lambda good: None, NOWHERE),
+    "an older format": (lambda good: {**good, "format": "intsmooth-ref training 2"}, "training 2'"),
+    "a tensor as format": (lambda good: {**good, "format": torch.zeros(3)}, NOWHERE),
+    "no settings": (lambda good: {key: value for key, value in good.items() if key != "settings"}, NO_SETTINGS),
+    "a list of settings": (lambda good: {**good, "settings": [1]}, NO_SETTINGS),
+    "a tensor as setting": (
+        lambda good: {**good, "settings": {**good["settings"], "epochs": torch.zeros(9, 9)}}, "found epochs tensor("),
+    "a setting of another type": (lambda good: {**good, "settings": {**good["settings"], "epochs": 3.0}}, "epochs 3.0"),
+    "no weights": (lambda good: {**good, "network": None}, OTHER),
+    "a list of weights": (lambda good: {**good, "average": [1]}, OTHER),
+    "no momentum": (lambda good: {**good, "momentum": {}}, OTHER),
+    "momentum of another shape": (
+        lambda good: {**good, "momentum": changed(good["momentum"], tensor=torch.zeros(3))}, OTHER),
+    "weights of another type": (
+        lambda good: {**good, "network": {name: each.double() for name, each in good["network"].items()}}, OTHER),
+    "sparse weights": (
+        lambda good: {**good, "network": {name: each.to_sparse() for name, each in good["network"].items()}}, OTHER),
+    "weights with another name": (lambda good: {**good, "network": {**good["network"], "more": torch.zeros(1)}}, OTHER),
+    "weights that are no number": (
+        lambda good: {**good, "network": changed(good["network"], fill=float("nan"))}, "that are no numbers"),
+    "an infinite average": (
+        lambda good: {**good, "average": changed(good["average"], fill=float("inf"))}, "that are no numbers"),
+    "infinite momentum": (
+        lambda good: {**good, "momentum": changed(good["momentum"], fill=float("inf"))}, "that are no numbers"),
+    "a number as log": (lambda good: {**good, "records": 3}, "found a damaged log"),
+    "numbers as log": (lambda good: {**good, "records": [1]}, "found a damaged log"),
+    "a log of more epochs": (lambda good: {**good, "records": [{"epoch": n} for n in (1, 2, 3, 4)]}, "found a damaged"),
+    "a log of another epoch": (lambda good: {**good, "records": [{"epoch": 2}]}, "found a damaged log"),
+    "a log of tensors": (lambda good: {**good, "records": [{"epoch": torch.ones(2)}]}, "found a damaged log"),
+    "a log that is no number": (
+        lambda good: {**good, "records": [{"epoch": 1, "loss": float("nan")}]}, "found a damaged log"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint_of_one_epoch() -> dict[str, Any]:
+    return good_checkpoint()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_no_checkpoint_but_a_whole_one_is_gone_on_with(
+    tmp_path: Path, checkpoint_of_one_epoch: dict[str, Any], damage: str
+) -> None:
+    path, (damaged, problem) = tmp_path / train.CHECKPOINT, DAMAGES[damage]
+    torch.save(checkpoint_of_one_epoch, path)
+    train.restore(path, SETTINGS, fresh_state(SETTINGS))
+    torch.save(damaged(dict(checkpoint_of_one_epoch)), path)
+    with pytest.raises(ParameterError) as refusal:
+        train.restore(path, SETTINGS, fresh_state(SETTINGS))
+    assert problem in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_of_the_optimizer_a_checkpoint_gives_the_momentum_alone(
+    tmp_path: Path, checkpoint_of_one_epoch: dict[str, Any]
+) -> None:
+    """What steps are like is for the settings to say, not for a file."""
+    torch.save({**checkpoint_of_one_epoch, "optimizer": {"param_groups": [{"maximize": True}]}}, tmp_path / "any.pt")
+    state = fresh_state(SETTINGS)
+    before = [{key: value for key, value in group.items() if key != "params"} for group in state.optimizer.param_groups]
+    train.restore(tmp_path / "any.pt", SETTINGS, state)
+    after = [{key: value for key, value in group.items() if key != "params"} for group in state.optimizer.param_groups]
+    assert before == after and after[0]["momentum"] == 0.9 and after[0]["nesterov"] and not after[0]["maximize"]
+    for name, momentum in train.momentum_of(state).items():
+        assert torch.equal(momentum, checkpoint_of_one_epoch["momentum"][name]) and momentum.any(), name
+
+
 def test_shards_share_the_mean_of_their_statistics() -> None:
     trainer = started(SETTINGS)
     shards = trainer._shards()
@@ -337,6 +484,27 @@ def test_any_module_is_trained_that_takes_grey_levels(shards: int) -> None:
     assert set(trainer.state.average.seen) == {(torch.int32, (SIDE, SIDE, 3))}
     assert trainer.state.records[-1]["held_out_noisy_accuracy"] == 1.0
     assert network.gain[1] > 0 > network.gain[0] and network.middle == 0.5
+    trainer.close()
+
+
+class Integers(torch.nn.Module):
+    """Scores beyond the integers of float32, as accumulators are: the second class by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores = torch.tensor([[2.0**24, 2.0**24 + 1]], dtype=torch.float64).expand(len(images), 2)
+        return scores * self.scale.double()
+
+
+def test_classes_are_counted_by_the_scores_as_they_are() -> None:
+    settings = replace(SETTINGS, learning_rate=0.0)
+    trainer = started(settings, train.fresh_state(settings, Integers()))
+    trainer.source = replace(trainer.source, labels=np.ones_like(trainer.source.labels))
+    run_epochs(trainer, 1)
+    assert trainer.state.records[0]["noisy_accuracy"] == trainer.state.records[0]["held_out_clean_accuracy"] == 1.0
     trainer.close()
 
 
@@ -487,6 +655,54 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, capsys: pytest.C
     assert train.main(deeper) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert "found weights of another network; expected those of the same layers" in line
+
+
+def test_weights_of_another_program_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = good_checkpoint()
+    content["settings"]["program"] = "integer_training"
+    torch.save(content, tmp_path / "other.pt")
+    assert train.main(arguments(tmp_path, "--init", str(tmp_path / "other.pt"))) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "found program 'integer_training'; expected 'train', for weights to begin with" in line
+
+
+def test_an_error_is_one_line_whatever_its_names_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a\n\x1b[2Jerror: all is well.h5"
+    save_float_model(path, architecture("resnet8", (SIDE, 9, 3), 2))
+    assert train.main(arguments(tmp_path, "--model", str(path))) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error[:-1].isprintable() and "a\\n\\x1b[2Jerror: all is well.h5: found" in error
+
+
+def too_much_for_pytorch() -> None:
+    torch.empty(1 << 58, dtype=torch.uint8)
+
+
+def too_much_for_python() -> None:
+    raise MemoryError
+
+
+def too_much_for_a_gpu() -> None:
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize("demand", [too_much_for_pytorch, too_much_for_python, too_much_for_a_gpu])
+def test_too_little_memory_is_an_error_of_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, demand: Callable[[], None]
+) -> None:
+    monkeypatch.setattr(train.Trainer, "_gradient", lambda *rest: demand())
+    assert train.main(arguments(tmp_path)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: found too little memory; expected")
+
+
+def test_an_error_of_the_program_itself_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*rest: object) -> None:
+        raise RuntimeError("sizes of tensors must match")
+
+    monkeypatch.setattr(train.Trainer, "_gradient", wrong)
+    with pytest.raises(RuntimeError, match="must match"):
+        train.main(arguments(tmp_path))
 
 
 @pytest.mark.slow
