@@ -47,7 +47,7 @@ from intsmooth_ref.data_tools.onnx_file import (
     where,
     window_padding,
 )
-from intsmooth_ref.errors import IntsmoothError, ModelFormatError, ParameterError
+from intsmooth_ref.errors import IntsmoothError, ModelFormatError
 
 if TYPE_CHECKING:
     import onnx
