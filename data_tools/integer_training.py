@@ -116,13 +116,15 @@ def run(options: argparse.Namespace) -> None:
         exported = average.export(provenance)
         save_model(output, exported, make_known_answers(exported, few))
 
-    train_to_the_end(options, settings, dataset, network, write_model)
+    train_to_the_end(options, settings, dataset, network, write_model, trained=True)
+    print(f"{output}: {settings.epochs} epochs done")
 
 
 def argument_parser() -> argparse.ArgumentParser:
     summary, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         prog="python -m intsmooth_ref.data_tools.integer_training",
+        usage="%(prog)s [options] --out FOLDER FLOAT.h5 INTEGER.h5 DATA",
         description=f"{summary.partition(':')[0]}.\n\n{details}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

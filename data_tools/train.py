@@ -49,6 +49,7 @@ from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
 
 import numpy as np
 
+from intsmooth_ref.class_names import check_same_classes
 from intsmooth_ref.cli.arguments import integer_from, rational
 from intsmooth_ref.cli.interruption import Interruption
 from intsmooth_ref.cli.messages import one_line
@@ -74,6 +75,8 @@ FULL_SCALE = 255
 MOMENTUM = 0.9
 #: Of the steps, while the learning rate rises.
 WARM_UP = 0.1
+#: Images that are held out, unless they are too few.
+HELD_OUT_IMAGES = 1000
 #: Noisy copies over which the accuracy on a held-out image is the mean, and images in a batch of theirs.
 HELD_OUT_COPIES, HELD_OUT_BATCH = 4, 125
 
@@ -198,7 +201,7 @@ class Trainer:
         self.steps_per_epoch = len(source.trained_on) // settings.batch
         if self.steps_per_epoch == 0:
             found = f"{len(source.trained_on)} images to train on"
-            raise ParameterError(f"found {found}; expected one batch of {settings.batch} at least")
+            raise ParameterError(f"--batch {settings.batch}: found {found}; expected a batch of them at least")
         self._parameters = [parameter for parameter in state.network.parameters() if parameter.requires_grad]
         # one thread a shard, and one that prepares the next batch
         one_thread = partial(torch.set_num_threads, 1)
@@ -241,7 +244,7 @@ class Trainer:
             "epoch": number + 1,
             "loss": loss / steps,
             "noisy_accuracy": right / (steps * settings.batch * settings.copies),
-            **self._judged(),
+            **self.judged(),
             "learning_rate": learning_rate((number + 1) * steps - 1, settings.epochs * steps, settings.learning_rate),
             "seconds": round(time.monotonic() - began, 1),
         }
@@ -300,7 +303,7 @@ class Trainer:
         gradients = torch.autograd.grad(loss, self._parameters)
         return gradients, loss.item(), right
 
-    def _judged(self) -> dict[str, float]:
+    def judged(self) -> dict[str, float]:
         """Accuracy of the average of the weights on the held-out images, under noise and without, in float32."""
         count = len(self.source.held_out)
         if count == 0:
@@ -435,11 +438,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _no_checkpoint(path: Path, found: str) -> ParameterError:
-    return ParameterError(f"{path}: found no checkpoint ({_short_text(found)}); expected {FORMAT!r}")
+    return ParameterError(f"{path}: found no whole checkpoint ({_short_text(found)}); expected {FORMAT!r}")
 
 
 def _short_text(text: str) -> str:
-    return " ".join(text.split())[:100]
+    """The first sentence of a message, or the beginning of one that is too long."""
+    line = " ".join(text.split()).partition(". ")[0]
+    return line if len(line) <= 100 else f"{line[:100]} ..."
 
 
 def restore(path: Path, settings: Settings, state: State) -> None:
@@ -547,12 +552,15 @@ def settings_of(options: argparse.Namespace, dataset: Dataset, program: str, net
     """
     chosen = {name: getattr(options, name) for name in Settings.__dataclass_fields__ if hasattr(options, name)}
     chosen["sigma"] = str(options.sigma * FULL_SCALE)
+    if options.held_out is None:
+        chosen["held_out"] = min(HELD_OUT_IMAGES, len(dataset.images) // 10)
     chosen["initial"] = sha256_of(options.init) if options.init else ""
     if options.seed >= SEEDS:
         raise ParameterError(f"--seed {options.seed}: expected 0 to {SEEDS - 1}")
     if options.batch < options.shards:
-        raise ParameterError(f"batch {options.batch}: expected an image a shard at least, and {options.shards} shards")
-    if options.held_out >= len(dataset.images):
+        expected = f"an image for each of the {options.shards} --shards at least"
+        raise ParameterError(f"--batch {options.batch}: expected {expected}")
+    if chosen["held_out"] >= len(dataset.images):
         raise ParameterError(f"--held-out {options.held_out}: expected fewer than the {len(dataset.images)} images")
     images, labels = dataset.sha256, dataset.labels_sha256
     return Settings(program=program, network=network, images=images, labels=labels, **chosen)
@@ -596,6 +604,7 @@ def chosen_model(options: argparse.Namespace, dataset: Dataset) -> FloatModel:
 
     Raises:
         ParameterError: if the float model is not for these images, or the architecture impossible.
+        DatasetError: if its classes have other names.
         ModelFormatError: if the file breaks a rule of its format.
     """
     if options.model is None:
@@ -613,18 +622,17 @@ def load_model_for(dataset: Dataset, path: Path) -> FloatModel:
 
     Raises:
         ParameterError: if it is for others.
+        DatasetError: if its classes have other names.
         ModelFormatError: if the file breaks a rule of its format.
     """
-    shape, names, labels = dataset.images.shape[1:], dataset.class_names, int(dataset.labels.max()) + 1
     model = load_float_model(path)
-    if names:
-        fits = model.classes == len(names) and model.class_names in ((), names)
-    else:
-        fits = model.classes >= labels
+    check_same_classes(dataset.class_names, model.class_names, "DATA")
+    shape, classes = dataset.images.shape[1:], len(dataset.class_names) or int(dataset.labels.max()) + 1
+    fits = model.classes == classes if dataset.class_names else model.classes >= classes
     if model.input.shape != shape or not fits:
-        found = f"images {model.input.shape} and classes {', '.join(model.class_names)[:100] or model.classes}"
-        raise ParameterError(f"{path}: found {found}; expected images {shape} and the classes of DATA")
-    return model if model.class_names else replace(model, class_names=names)
+        found = f"a model of images {model.input.shape} and {model.classes} classes"
+        raise ParameterError(f"{path}: found {found}; expected images {shape} and {classes} classes, as in DATA")
+    return model if model.class_names else replace(model, class_names=dataset.class_names)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -646,7 +654,8 @@ def run(options: argparse.Namespace) -> None:
         trained = to_float_model(state.average, model)
         save_float_model(output, replace(trained, provenance=provenance_of(settings, state)))
 
-    train_to_the_end(options, settings, dataset, network, write_model)
+    train_to_the_end(options, settings, dataset, network, write_model, trained=bool(options.model or options.init))
+    print(f"{output}: {settings.epochs} epochs done; quantize makes integers of it")
 
 
 def expect_free(output: Path, resume: bool, *sources: Path | None) -> None:
@@ -671,13 +680,15 @@ def provenance_of(settings: Settings, state: State) -> str:
 
 def train_to_the_end(
     options: argparse.Namespace, settings: Settings, dataset: Dataset, network: torch.nn.Module,
-    write_model: Callable[[State], None],
+    write_model: Callable[[State], None], trained: bool,
 ) -> None:  # fmt: skip
     """Train a network as `Trainer` describes it, from its weights or from a checkpoint, to the last epoch.
 
     Args:
         options: those of `add_training_options`, from which the settings come.
-        write_model: called after each epoch, before the checkpoint is written: so a model is never older than that.
+        write_model: called after each epoch, before the checkpoint is written: so a model is never older than that;
+            and for a run that has nothing left to do, whose model may have been lost.
+        trained: whether the network was trained before, so that its accuracy is worth telling before it goes on.
     """
     import torch
 
@@ -686,7 +697,6 @@ def train_to_the_end(
     checkpoint = options.out / CHECKPOINT
     if checkpoint.exists() and not options.resume:
         raise ParameterError(f"{checkpoint}: found a checkpoint already; expected none, or the option --resume")
-    options.out.mkdir(parents=True, exist_ok=True)
     state = fresh_state(settings, network.to(device))
     if checkpoint.exists():
         restore(checkpoint, settings, state)
@@ -695,7 +705,13 @@ def train_to_the_end(
         noise_table(discrete_gaussian(Fraction(settings.sigma))),
     )  # fmt: skip
     with closing(Trainer(settings, source, state, device)) as trainer, Interruption() as interruption:
+        options.out.mkdir(parents=True, exist_ok=True)
         left = settings.epochs - len(state.records)
+        say(opening(settings, source, state, device))
+        if trained and not state.records and len(source.held_out):
+            say(f"before the first epoch  under noise:{judgement(trainer.judged())}")
+        if not left:
+            write_model(state)
         progress = Progress(left, trainer.steps_per_epoch * settings.batch, "epochs")
         try:
             while len(state.records) < settings.epochs:
@@ -707,18 +723,32 @@ def train_to_the_end(
                 say(described(state.records[-1], settings.epochs, progress.seconds / progress.images_done))
         finally:
             progress.clear()
-    print(f"{checkpoint}: {settings.epochs} epochs done")
+
+
+def opening(settings: Settings, source: Source, state: State, device: str) -> str:
+    """The first line of a run: what is trained on what."""
+    learned = sum(parameter.numel() for parameter in state.network.parameters())
+    done = f", {len(state.records)} of them done" if state.records else ""
+    return (
+        f"{settings.network}: {learned} parameters; {len(source.trained_on)} images, {len(source.held_out)} held out; "
+        f"sigma {float(Fraction(settings.sigma) / FULL_SCALE):g}; {settings.epochs} epochs{done}; on {device}"
+    )
 
 
 def described(record: dict[str, Any], epochs: int, seconds_per_epoch: float) -> str:
     """A line of progress."""
     remaining = timedelta(seconds=round((epochs - record["epoch"]) * seconds_per_epoch))
-    held_out = record.get("held_out_noisy_accuracy")
-    judged = "" if held_out is None else f"  held out {held_out:.2%} (clean {record['held_out_clean_accuracy']:.2%})"
     return (
         f"epoch {record['epoch']}/{epochs}  loss {record['loss']:.4f}  under noise: training "
-        f"{record['noisy_accuracy']:.2%}{judged}  {record['seconds']:.0f} s, {remaining} left"
+        f"{record['noisy_accuracy']:.2%}{judgement(record)}  {timedelta(seconds=round(record['seconds']))}, "
+        f"{remaining} left"
     )
+
+
+def judgement(record: Mapping[str, Any]) -> str:
+    """What is known of the held-out images, if there are any."""
+    noisy = record.get("held_out_noisy_accuracy")
+    return "" if noisy is None else f"  held out {noisy:.2%} (clean {record['held_out_clean_accuracy']:.2%})"
 
 
 def number_from_zero(limit: float) -> Callable[[str], float]:
@@ -726,7 +756,8 @@ def number_from_zero(limit: float) -> Callable[[str], float]:
 
     def number(text: str) -> float:
         if not 0 <= float(text) < limit:
-            raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 up to {limit}")
+            below = "" if limit == float("inf") else f" and below {limit:g}"
+            raise argparse.ArgumentTypeError(f"{text}: expected a number of at least 0{below}")
         return float(text)
 
     return number
@@ -735,7 +766,7 @@ def number_from_zero(limit: float) -> Callable[[str], float]:
 def argument_parser() -> argparse.ArgumentParser:
     summary, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="python -m intsmooth_ref.data_tools.train",
+        prog="python -m intsmooth_ref.data_tools.train", usage="%(prog)s [options] --out FOLDER DATA",
         description=f"{summary.partition(':')[0]}.\n\n{details}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -764,19 +795,23 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--sigma", type=rational, default=Fraction(1, 4), metavar="S",
         help=f"noise as a fraction of full scale {default}")  # fmt: skip
     add("--epochs", type=natural, default=100, help=f"passes over the images {default}")
-    add("--batch", type=natural, default=256, help=f"images in a batch, whatever their copies {default}")
-    add("--learning-rate", type=any_size, default=0.2, metavar="R", help=f"its peak {default}")
-    add("--weight-decay", type=any_size, default=2e-4, metavar="D", help=f"of convolutions and scores {default}")
+    add("--batch", type=natural, default=256, help=f"images in a batch, their copies not counted {default}")
+    add("--learning-rate", type=any_size, default=0.2, metavar="R", help=f"at its peak {default}")
+    add("--weight-decay", type=any_size, default=2e-4, metavar="D",
+        help=f"L2 penalty on the weights of convolutions and linear layers {default}")  # fmt: skip
     add("--copies", type=natural, default=2, metavar="M", help=f"noisy copies of an image {default}")
-    add("--consistency", type=any_size, default=5.0, metavar="W", help=f"its weight, if M > 1 {default}")
-    add("--entropy", type=any_size, default=0.5, metavar="W", help=f"its weight, if M > 1 {default}")
-    add("--label-smoothing", type=small, default=0.0, metavar="E", help=default)
+    add("--consistency", type=any_size, default=5.0, metavar="W",
+        help=f"weight of the term that makes an image's copies agree {default}")  # fmt: skip
+    add("--entropy", type=any_size, default=0.5, metavar="W",
+        help=f"weight of the entropy of their mean {default}")  # fmt: skip
+    add("--label-smoothing", type=small, default=0.0, metavar="E",
+        help=f"share of a label that goes to all classes alike {default}")  # fmt: skip
     add("--average", type=small, default=0.999, metavar="D",
-        help=f"of the moving average of the weights, what a step keeps {default}")  # fmt: skip
+        help=f"how much of the moving average of the weights a step keeps {default}")  # fmt: skip
     add("--mirror", action=argparse.BooleanOptionalAction, default=True,
-        help="mirror half of the images, unless told not to, as digits and signs need it")  # fmt: skip
-    add("--held-out", type=integer_from(0), default=1000, metavar="N",
-        help=f"images of the split that are not trained on but judged {default}")  # fmt: skip
+        help="mirror half of the images, which is usual; --no-mirror for digits, letters and signs")  # fmt: skip
+    add("--held-out", type=integer_from(0), metavar="N", help="images of the split that are not trained on but judged, "
+        f"{HELD_OUT_COPIES} draws of noise each (default: {HELD_OUT_IMAGES}, or a tenth of fewer)")  # fmt: skip
     add("--shards", type=natural, default=2, metavar="N",
         help=f"parts of a batch, each with a thread: best the number of cores, or 1 on a GPU {default}")  # fmt: skip
     add("--seed", type=integer_from(0), default=0, help=f"0 to 2**64-1, of all that is random {default}")
@@ -808,7 +843,10 @@ def status_of(program: Callable[[argparse.Namespace], None], options: argparse.N
         say("error: found too little memory; expected room for a batch: a smaller --batch or fewer --copies take less")
         return 1
     except KeyboardInterrupt:
-        say("interrupted; --resume goes on after the last whole epoch")
+        if (options.out / CHECKPOINT).exists():
+            say("interrupted; --resume goes on after the last whole epoch")
+        else:
+            say("interrupted before the end of the first epoch; nothing is kept")
         return 130
     return 0
 

@@ -228,7 +228,8 @@ def test_a_training_goes_on_from_weights_on_the_same_grids_alone(
     assert fingerprint(first) == fingerprint(second) != fingerprint(load_model(files.integers).model)
     capsys.readouterr()
     again = replace(files, out=tmp_path / "again")
-    assert "found no checkpoint" in refused(again, capsys, "--init", str(files.model))  # its weights are not folded
+    unfolded = refused(again, capsys, "--init", str(files.model))
+    assert "found no whole checkpoint" in unfolded
     content = torch.load(checkpoint, weights_only=True)
     for name, other in (("program", "train"), ("network", "integer model of another mean")):
         torch.save({**content, "settings": {**content["settings"], name: other}}, tmp_path / "other.pt")

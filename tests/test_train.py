@@ -287,8 +287,8 @@ def test_the_learning_rate_of_a_step_counts_the_epochs_before() -> None:
 def test_to_judge_changes_nothing() -> None:
     trainer = run_epochs(started(SETTINGS), 1)
     before = weights(trainer)
-    first = trainer._judged()
-    assert trainer._judged() == first and weights(trainer) == before
+    first = trainer.judged()
+    assert trainer.judged() == first and weights(trainer) == before
     trainer.close()
 
 
@@ -338,7 +338,7 @@ def test_a_run_under_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 truncated"])
 def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / train.CHECKPOINT).write_bytes(content)
-    with pytest.raises(ParameterError, match="found no checkpoint") as problem:
+    with pytest.raises(ParameterError, match="found no whole checkpoint") as problem:
         train.read_checkpoint(tmp_path / train.CHECKPOINT)
     assert "\n" not in str(problem.value)
 
@@ -362,7 +362,7 @@ def changed(tensors: dict[str, Any], **change: Any) -> dict[str, Any]:
 
 
 NO_SETTINGS = "found program None"
-NOWHERE = "found no checkpoint"
+NOWHERE = "found no whole checkpoint"
 OTHER = "found weights of another network"
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a tensor": (lambda good: torch.zeros(3), NOWHERE),
@@ -630,9 +630,9 @@ def test_other_architectures_are_trained_too_from_weights_of_the_seed(tmp_path: 
 @pytest.mark.parametrize(
     "shape, classes, names, more, problem",
     [
-        ((9, 8, 3), 2, (), [], "found images (9, 8, 3) and classes 2; expected images (8, 8, 3)"),
-        ((8, 8, 3), 3, (), [], "and classes 3; expected images (8, 8, 3) and the classes of DATA"),
-        ((8, 8, 3), 2, ("bright", "dark"), [], "and classes bright, dark; expected"),
+        ((9, 8, 3), 2, (), [], "images (9, 8, 3) and 2 classes; expected images (8, 8, 3)"),
+        ((8, 8, 3), 3, (), [], "and 3 classes; expected images (8, 8, 3) and 2 classes, as in DATA"),
+        ((8, 8, 3), 2, ("bright", "dark"), [], "DATA: found class 0 called 'dark'; expected 'bright', as in the model"),
         ((8, 8, 3), 2, (), ["--width", "2"], "--width 2: expected none beside --model"),
     ],
 )
@@ -674,6 +674,13 @@ def test_an_error_is_one_line_whatever_its_names_hold(tmp_path: Path, capsys: py
     assert error.count("\n") == 1 and error[:-1].isprintable() and "a\\n\\x1b[2Jerror: all is well.h5: found" in error
 
 
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of an error, which is the last that a program says."""
+    *said, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("error: ") and not any(line.startswith("error") for line in said)
+    return last
+
+
 def too_much_for_pytorch() -> None:
     torch.empty(1 << 58, dtype=torch.uint8)
 
@@ -692,8 +699,7 @@ def test_too_little_memory_is_an_error_of_one_line(
 ) -> None:
     monkeypatch.setattr(train.Trainer, "_gradient", lambda *rest: demand())
     assert train.main(arguments(tmp_path)) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: found too little memory; expected")
+    assert error_line(capsys).startswith("error: found too little memory; expected")
 
 
 def test_an_error_of_the_program_itself_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -705,11 +711,35 @@ def test_an_error_of_the_program_itself_is_not_hidden(tmp_path: Path, monkeypatc
         train.main(arguments(tmp_path))
 
 
+def test_a_finished_run_writes_a_lost_model_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(arguments(tmp_path)) == 0
+    path = tmp_path / "run" / train.FLOAT_MODEL
+    assert str(path) in capsys.readouterr().out
+    before = path.read_bytes()
+    path.unlink()
+    assert train.main(arguments(tmp_path, "--resume")) == 0
+    assert path.read_bytes() == before
+
+
+def test_few_images_are_not_all_held_out(tmp_path: Path) -> None:
+    command = arguments(tmp_path)
+    options = train.argument_parser().parse_args(command)
+    options.held_out = None
+    dataset = train.load_training_images(options.data)
+    assert train.settings_of(options, dataset, "train", "").held_out == IMAGES // 10
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    assert train.main(arguments(tmp_path, "--batch", "64")) == 1
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "intsmooth_ref.data_tools.train", *arguments(tmp_path, "--epochs", "100000")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
         assert process.stderr is not None
+        assert "100000 epochs; on cpu" in process.stderr.readline()
         assert process.stderr.readline().startswith("epoch 1/100000")
         process.send_signal(signal.SIGINT)
         lines = process.stderr.read().splitlines()
@@ -723,9 +753,9 @@ def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "more, problem",
     [
-        (["--batch", "1"], "expected an image a shard at least"),
+        (["--batch", "1"], "--batch 1: expected an image for each of the 2 --shards at least"),
         (["--held-out", "40"], "expected fewer than the 40 images"),
-        (["--batch", "64"], "found 32 images to train on; expected one batch of 64 at least"),
+        (["--batch", "64"], "--batch 64: found 32 images to train on; expected a batch of them at least"),
         (["--init", "nowhere.pt"], "No such file"),
         (["--seed", str(1 << 64)], "expected 0 to 18446744073709551615"),
         (["--model", "nowhere.h5"], "nowhere.h5"),
@@ -739,8 +769,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], problem: str
 ) -> None:
     assert train.main(arguments(tmp_path, *more)) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and problem in line
+    assert problem in error_line(capsys)
 
 
 @pytest.mark.parametrize(
