@@ -11,6 +11,7 @@
 
 What they are made of:
 
+    program.py              the frame of every program: help, progress, errors in one line
     converter.py            what every converter does the same: sources that are not trusted, whole files or none
     float_model.py          a trained network as layers in one graph: what stands between trainer and integers
     float_file.py           ... in HDF5

@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Sequence
 
 from intsmooth_ref.data_tools.converter import (
-    ARCHIVE_ERRORS, MAX_ARCHIVE_BYTES, add_output, argument_parser, damaged, expect, file_content, printable, run,
-    show_progress, taken, tar_members,
+    ARCHIVE_ERRORS, MAX_ARCHIVE_BYTES, add_output, damaged, expect, file_content, printable, run, taken, tar_members,
 )  # fmt: skip
 from intsmooth_ref.data_tools.image_folder import Form, Source, convert, image_size, names_image, source_files
+from intsmooth_ref.data_tools.program import argument_parser, show_progress
 from intsmooth_ref.dataset import Dataset
 from intsmooth_ref.errors import DatasetError
 

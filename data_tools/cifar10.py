@@ -28,9 +28,10 @@ from typing import Any, Callable, Mapping, NoReturn, Sequence
 import numpy as np
 
 from intsmooth_ref.data_tools.converter import (
-    add_output, argument_parser, checksum_line, expect, file_content, printable, run, show_progress, tar_members,
+    add_output, checksum_line, expect, file_content, printable, run, tar_members,
 )  # fmt: skip
 from intsmooth_ref.data_tools.image_folder import Form, Source, convert, source_files
+from intsmooth_ref.data_tools.program import argument_parser, show_progress
 from intsmooth_ref.dataset import Dataset
 from intsmooth_ref.errors import DatasetError
 

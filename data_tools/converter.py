@@ -1,8 +1,7 @@
 """What every converter does the same: read a source that is not trusted, leave a whole dataset file or none.
 
 Files are read whole and once, so that the SHA-256 in a provenance is that of the very bytes that were used. Archives
-are unpacked in memory, within limits, and never to the disk. Whatever goes wrong is one line on standard error and a
-status: 1 for a bad input, 2 for wrong arguments, 130 for an interruption.
+are unpacked in memory, within limits, and never to the disk.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import gzip
 import hashlib
 import os
 import struct
-import sys
 import tarfile
 import zlib
 from io import BufferedIOBase, BytesIO
@@ -20,9 +18,9 @@ from pathlib import Path
 from typing import IO, Callable, Iterator, Sequence, Union
 
 from intsmooth_ref.cli.messages import counted
+from intsmooth_ref.data_tools.program import check_output, show_progress, status_of
 from intsmooth_ref.dataset import IMAGE_SUFFIXES, MAX_BYTES, Dataset, save_dataset
-from intsmooth_ref.errors import DatasetError, IntsmoothError
-from intsmooth_ref.new_files import check_new
+from intsmooth_ref.errors import DatasetError
 
 Stream = Union[IO[bytes], BufferedIOBase]
 
@@ -144,43 +142,9 @@ def checksum_line(name: str, content: bytes | memoryview) -> bytes:
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
-def say(line: str) -> None:
-    show_progress("")
-    print(line, file=sys.stderr)
-
-
-def show_progress(line: str) -> None:
-    """Rewrite the line of progress, on a terminal only."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-
-
-def argument_parser(name: str, documentation: str | None) -> argparse.ArgumentParser:
-    """A parser for `python -m intsmooth_ref.data_tools.NAME`, with the module's documentation as its help."""
-    summary, _, details = (documentation or "").partition("\n\n")
-    return argparse.ArgumentParser(
-        prog=f"python -m intsmooth_ref.data_tools.{name}",
-        description=f"{summary.partition(':')[0]}.\n\n{details}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
 def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, metavar="OUT.h5", help="the dataset file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.h5 if it exists")
-
-
-def check_output(options: argparse.Namespace) -> None:
-    """Refuse, before anything is computed, an output that cannot be written, or that one of the other options reads.
-
-    Args:
-        options: with `output` and `overwrite`; whatever else holds a path is an input.
-
-    Raises:
-        ParameterError: as `check_new` says.
-    """
-    others = {name: value for name, value in vars(options).items() if name != "output"}
-    check_new([options.output], options.overwrite, [each for each in others.values() if isinstance(each, Path)])
 
 
 def run(options: argparse.Namespace, convert: Callable[[], Sequence[Dataset]]) -> int:
@@ -190,8 +154,8 @@ def run(options: argparse.Namespace, convert: Callable[[], Sequence[Dataset]]) -
         options: with `output` and `overwrite`, which `add_output` asks for.
         convert: makes the splits; called once it is known that they can be written.
     """
-    output: Path = options.output
-    try:
+    def work() -> None:
+        output: Path = options.output
         expect(output.suffix.lower() not in OTHER_SUFFIXES, output, "a name of another kind of file", "one in .h5")
         check_output(options)
         datasets = convert()
@@ -199,19 +163,8 @@ def run(options: argparse.Namespace, convert: Callable[[], Sequence[Dataset]]) -
         save_dataset(output, datasets)
         show_progress("")
         print("\n".join(described(output, datasets)))
-    except IntsmoothError as problem:
-        say(f"error: {problem}")
-        return 1
-    except OSError as problem:
-        say(f"error: {problem.filename or output}: {problem.strerror or problem}")
-        return 1
-    except MemoryError:
-        say("error: found too little memory; expected five times what the pixels take: fewer or smaller images")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    return 0
+
+    return status_of(work, options.output, room="five times what the pixels take: fewer or smaller images")
 
 
 def described(output: Path, datasets: Sequence[Dataset]) -> Iterator[str]:

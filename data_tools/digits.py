@@ -28,11 +28,12 @@ from typing import TYPE_CHECKING, Callable, Iterator, Sequence
 
 import numpy as np
 
+from intsmooth_ref.data_tools.program import say, status_of
 from intsmooth_ref.data_tools.quantization import conv2d, input_quantization, least_squares, scores
 from intsmooth_ref.dataset import Dataset, save_dataset
 from intsmooth_ref.engine import Engine
 from intsmooth_ref.engine.known_answers import make_known_answers
-from intsmooth_ref.errors import IntsmoothError, ParameterError
+from intsmooth_ref.errors import ParameterError
 from intsmooth_ref.model.fingerprint import fingerprint
 from intsmooth_ref.model.graph import IntegerModel
 from intsmooth_ref.model.hdf5 import save_model
@@ -271,11 +272,6 @@ def float_classifier(network: torch.nn.Sequential) -> Classifier:
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
-def say(line: str) -> None:
-    """Progress, apart from the results."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def report(network: torch.nn.Sequential, model: IntegerModel, held_out: Dataset, seed: int) -> list[str]:
     """Float and integer model side by side."""
     in_float = accuracies(float_classifier(network), held_out, seed)
@@ -365,24 +361,11 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit status."""
     options = argument_parser().parse_args(arguments)
-    try:
+
+    def work() -> None:
         print("\n".join(make(options.out, options.epochs, options.seed, options.overwrite)))
-    except ImportError as problem:
-        say(
-            f"error: {problem}; training needs the extra `train`: pip install 'intsmooth_ref[train]' "
-            "(for the CPU build of PyTorch: pip install torch==2.13.0)"
-        )
-        return 1
-    except IntsmoothError as problem:
-        say(f"error: {problem}")
-        return 1
-    except OSError as problem:
-        say(f"error: {problem.filename or options.out}: {problem.strerror or problem}")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    return 0
+
+    return status_of(work, options.out, room="room for the network and its batches", extra="train")
 
 
 if __name__ == "__main__":

@@ -50,13 +50,13 @@ from intsmooth_ref.cli.messages import counted, one_line
 from intsmooth_ref.cli.progress import Progress
 from intsmooth_ref.data_tools import float_certification, float_engine
 from intsmooth_ref.data_tools.comparison import Certified, Comparison, Storage, as_json, as_markdown, exact_text
-from intsmooth_ref.data_tools.converter import argument_parser as tool_parser
-from intsmooth_ref.data_tools.converter import say
 from intsmooth_ref.data_tools.float_certification import BATCH, Scores
 from intsmooth_ref.data_tools.float_file import load_float_model, other_float_model
 from intsmooth_ref.data_tools.float_model import FloatModel
+from intsmooth_ref.data_tools.program import argument_parser as tool_parser
+from intsmooth_ref.data_tools.program import say, status_of
 from intsmooth_ref.dataset import Dataset, load_dataset
-from intsmooth_ref.errors import DatasetError, IntsmoothError, ModelFormatError, ParameterError, ResultFileError
+from intsmooth_ref.errors import DatasetError, ModelFormatError, ParameterError, ResultFileError
 from intsmooth_ref.machine import cpu_model, versions
 from intsmooth_ref.model.graph import IntegerModel
 from intsmooth_ref.model.hdf5 import load_model
@@ -430,21 +430,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = argument_parser().parse_args(given)
-    try:
-        run(options, shlex.join(["python", "-m", "intsmooth_ref.data_tools.evaluate", *given]))
-    except IntsmoothError as problem:
-        say(one_line(f"error: {problem}"))
-        return 1
-    except OSError as problem:
-        say(one_line(f"error: {problem.filename or options.out}: {problem.strerror or problem}"))
-        return 1
-    except MemoryError:
-        say("error: found too little memory for this network; expected more, or fewer --threads")
-        return 1
-    except KeyboardInterrupt as interruption:
-        say(one_line(f"interrupted{''.join(map(str, interruption.args))}"))
-        return 130
-    return 0
+    command = shlex.join(["python", "-m", "intsmooth_ref.data_tools.evaluate", *given])
+    return status_of(lambda: run(options, command), options.out, room="this network, or fewer --threads")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ from typing import Sequence
 import numpy as np
 
 from intsmooth_ref.data_tools.converter import (
-    MAX_PIXEL_BYTES, add_output, argument_parser, expect, file_content, opened, printable, run, show_progress, taken,
+    MAX_PIXEL_BYTES, add_output, expect, file_content, opened, printable, run, taken,
 )  # fmt: skip
+from intsmooth_ref.data_tools.program import argument_parser, show_progress
 from intsmooth_ref.dataset import Dataset
 
 UNSIGNED_BYTE = 0x08

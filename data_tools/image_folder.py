@@ -36,9 +36,8 @@ import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from intsmooth_ref.cli.messages import counted
-from intsmooth_ref.data_tools.converter import (
-    MAX_PIXEL_BYTES, add_output, argument_parser, checksum_line, expect, printable, run, say, show_progress,
-)  # fmt: skip
+from intsmooth_ref.data_tools.converter import MAX_PIXEL_BYTES, add_output, checksum_line, expect, printable, run
+from intsmooth_ref.data_tools.program import argument_parser, say, show_progress
 from intsmooth_ref.dataset import DEFAULT_SPLIT, IMAGE_SUFFIXES, Dataset
 from intsmooth_ref.errors import DatasetError
 from intsmooth_ref.strict_hdf5 import NAME, NAME_RULE

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Callable, Sequence
 
 from intsmooth_ref.cli.arguments import rational
-from intsmooth_ref.data_tools.converter import argument_parser, check_output, file_content, say
+from intsmooth_ref.data_tools.converter import file_content
+from intsmooth_ref.data_tools.program import argument_parser, check_output, status_of
 from intsmooth_ref.data_tools.integer_builder import FULL_SCALE, ImportedModel, Normalization
-from intsmooth_ref.errors import IntsmoothError, ParameterError
+from intsmooth_ref.errors import ParameterError
 from intsmooth_ref.model.fingerprint import fingerprint
 from intsmooth_ref.model.hdf5 import save_model
+
+#: What an import needs.
+ROOM = "some ten times what the weights take"
 
 Importer = Callable[[argparse.Namespace, Normalization, Sequence[str]], ImportedModel]
 
@@ -61,21 +65,7 @@ def normalization_of(options: argparse.Namespace) -> Normalization:
 
 def run_import(options: argparse.Namespace, importer: Importer) -> int:
     """Import, write, say what was written; returns the exit status."""
-    try:
-        _import(options, importer)
-    except IntsmoothError as problem:
-        say(f"error: {problem}")
-        return 1
-    except OSError as problem:
-        say(f"error: {problem.filename or options.output}: {problem.strerror or problem}")
-        return 1
-    except MemoryError:
-        say("error: found too little memory; expected some ten times what the weights take")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    return 0
+    return status_of(lambda: _import(options, importer), options.output, room=ROOM)
 
 
 def _import(options: argparse.Namespace, importer: Importer) -> None:

@@ -30,6 +30,7 @@ from intsmooth_ref.data_tools.calibration import known_answer_images
 from intsmooth_ref.data_tools.float_model import Conv2D, FloatModel, Linear
 from intsmooth_ref.data_tools.folding import folded
 from intsmooth_ref.data_tools.post_training import kept_mean
+from intsmooth_ref.data_tools.program import argument_parser
 from intsmooth_ref.data_tools.train import (
     State,
     add_training_options,
@@ -38,9 +39,9 @@ from intsmooth_ref.data_tools.train import (
     load_model_for,
     load_training_images,
     provenance_of,
+    run_training,
     settings_of,
     sha256_of,
-    status_of,
     take_over,
     train_to_the_end,
 )
@@ -120,14 +121,9 @@ def run(options: argparse.Namespace) -> None:
     print(f"{output}: {settings.epochs} epochs done")
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m intsmooth_ref.data_tools.integer_training",
-        usage="%(prog)s [options] --out FOLDER FLOAT.h5 INTEGER.h5 DATA",
-        description=f"{summary.partition(':')[0]}.\n\n{details}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def integer_training_parser() -> argparse.ArgumentParser:
+    usage = "%(prog)s [options] --out FOLDER FLOAT.h5 INTEGER.h5 DATA"
+    parser = argument_parser("integer_training", __doc__, usage)
     add = parser.add_argument
     add("model", type=Path, metavar="FLOAT.h5", help="a float model file, whose weights are the first")
     add("integers", type=Path, metavar="INTEGER.h5", help="the integer model that `quantize` made of it")
@@ -141,7 +137,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit status."""
-    return status_of(run, argument_parser().parse_args(arguments))
+    return run_training(run, integer_training_parser().parse_args(arguments))
 
 
 if __name__ == "__main__":

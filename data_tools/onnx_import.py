@@ -21,7 +21,8 @@ import numpy as np
 
 from intsmooth_ref.cli.arguments import rational
 from intsmooth_ref.data_tools.channels_first import FloatModelBuilder, Operand, Tensor, expect, located
-from intsmooth_ref.data_tools.converter import check_output, printable, say
+from intsmooth_ref.data_tools.converter import printable
+from intsmooth_ref.data_tools.program import argument_parser, check_output, status_of
 from intsmooth_ref.data_tools.float_file import save_float_model
 from intsmooth_ref.data_tools.float_model import FloatModel
 from intsmooth_ref.data_tools.import_program import class_names_in
@@ -47,7 +48,7 @@ from intsmooth_ref.data_tools.onnx_file import (
     where,
     window_padding,
 )
-from intsmooth_ref.errors import IntsmoothError, ModelFormatError
+from intsmooth_ref.errors import ModelFormatError
 
 if TYPE_CHECKING:
     import onnx
@@ -420,12 +421,8 @@ def numbers(text: str) -> tuple[float, ...]:
     return tuple(float(rational(each)) for each in text.split(","))
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m intsmooth_ref.data_tools.onnx_import", description=f"{summary}\n\n{details}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def onnx_import_parser() -> argparse.ArgumentParser:
+    parser = argument_parser("onnx_import", __doc__)
     add = parser.add_argument
     add("file", type=Path, metavar="MODEL.onnx", help="the float32 ONNX file to read")
     add("output", type=Path, metavar="OUT.h5", help="the float model file to write")
@@ -453,22 +450,8 @@ def run(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit status."""
-    options = argument_parser().parse_args(arguments)
-    try:
-        run(options)
-    except IntsmoothError as problem:
-        say(f"error: {problem}")
-        return 1
-    except OSError as problem:
-        say(f"error: {problem.filename or options.output}: {problem.strerror or problem}")
-        return 1
-    except MemoryError:
-        say("error: found too little memory; expected some ten times what the weights take")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    return 0
+    options = onnx_import_parser().parse_args(arguments)
+    return status_of(lambda: run(options), options.output, room="some ten times what the weights take")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import numpy as np
 from intsmooth_ref.cli.arguments import integer_from, rational
 from intsmooth_ref.data_tools import float_engine
 from intsmooth_ref.data_tools.calibration import CALIBRATION, known_answer_images, noisy_images, range_chooser
-from intsmooth_ref.data_tools.converter import argument_parser, check_output, say, show_progress
+from intsmooth_ref.data_tools.program import argument_parser, check_output, show_progress, status_of
 from intsmooth_ref.data_tools.float_file import load_float_model
 from intsmooth_ref.data_tools.float_model import FloatModel
 from intsmooth_ref.data_tools.folding import folded
@@ -32,7 +32,7 @@ from intsmooth_ref.data_tools.post_training import fused_clamps, quantized
 from intsmooth_ref.dataset import Dataset, load_dataset
 from intsmooth_ref.engine import Engine
 from intsmooth_ref.engine.known_answers import make_known_answers
-from intsmooth_ref.errors import IntsmoothError, ParameterError
+from intsmooth_ref.errors import ParameterError
 from intsmooth_ref.model.fingerprint import fingerprint
 from intsmooth_ref.model.graph import IntegerModel
 from intsmooth_ref.model.hdf5 import save_model
@@ -185,21 +185,7 @@ def quantize_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit status."""
     options = quantize_parser().parse_args(arguments)
-    try:
-        run(options)
-    except IntsmoothError as problem:
-        say(f"error: {problem}")
-        return 1
-    except OSError as problem:
-        say(f"error: {problem.filename or options.output}: {problem.strerror or problem}")
-        return 1
-    except MemoryError:
-        say("error: found too little memory; expected room for a few images in all layers")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    return 0
+    return status_of(lambda: run(options), options.output, room="room for a few images in all layers")
 
 
 if __name__ == "__main__":

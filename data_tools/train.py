@@ -52,14 +52,14 @@ import numpy as np
 from intsmooth_ref.class_names import check_same_classes
 from intsmooth_ref.cli.arguments import integer_from, rational
 from intsmooth_ref.cli.interruption import Interruption
-from intsmooth_ref.cli.messages import one_line
 from intsmooth_ref.cli.progress import Progress
 from intsmooth_ref.data_tools.architectures import ARCHITECTURES, architecture
 from intsmooth_ref.data_tools.augmentation import HELD_OUT, TRAINING, Epoch, augmented, epoch, noisy_copies, split_off
 from intsmooth_ref.data_tools.float_file import load_float_model, save_float_model
 from intsmooth_ref.data_tools.float_model import FloatModel
+from intsmooth_ref.data_tools.program import argument_parser, say, status_of
 from intsmooth_ref.dataset import Dataset, load_dataset
-from intsmooth_ref.errors import DatasetError, IntsmoothError, ParameterError
+from intsmooth_ref.errors import DatasetError, ParameterError
 from intsmooth_ref.noise.distributions import discrete_gaussian
 from intsmooth_ref.noise.sampler import SEEDS, NoiseTable, noise_table
 from intsmooth_ref.strict_hdf5 import SIGNATURE
@@ -79,9 +79,6 @@ WARM_UP = 0.1
 HELD_OUT_IMAGES = 1000
 #: Noisy copies over which the accuracy on a held-out image is the mean, and images in a batch of theirs.
 HELD_OUT_COPIES, HELD_OUT_BATCH = 4, 125
-
-#: What PyTorch says, in a RuntimeError, where there is too little memory.
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 @dataclass(frozen=True)
@@ -539,11 +536,6 @@ def averaged_weights(path: Path, **settings: str) -> object:
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
-def say(line: str) -> None:
-    """Progress and errors, apart from the results: one line, whatever the names in it hold."""
-    print(one_line(line), file=sys.stderr, flush=True)
-
-
 def settings_of(options: argparse.Namespace, dataset: Dataset, program: str, network: str) -> Settings:
     """The settings that the options make for a program and a network of this description.
 
@@ -763,13 +755,8 @@ def number_from_zero(limit: float) -> Callable[[str], float]:
     return number
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m intsmooth_ref.data_tools.train", usage="%(prog)s [options] --out FOLDER DATA",
-        description=f"{summary.partition(':')[0]}.\n\n{details}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def train_parser() -> argparse.ArgumentParser:
+    parser = argument_parser("train", __doc__, usage="%(prog)s [options] --out FOLDER DATA")
     parser.add_argument("data", type=Path, metavar="DATA", help='a dataset file with a split "train"')
     network = parser.add_mutually_exclusive_group()
     network.add_argument("--architecture", choices=tuple(ARCHITECTURES), default="resnet20", metavar="NAME",
@@ -821,39 +808,19 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit status."""
-    return status_of(run, argument_parser().parse_args(arguments))
+    return run_training(run, train_parser().parse_args(arguments))
 
 
-def status_of(program: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-    """Run a program that trains; whatever goes wrong is one line and an exit status."""
-    try:
-        program(options)
-    except ImportError as problem:
-        say(f"error: {problem}; training needs the extra `train`: pip install 'intsmooth_ref[train]'")
-        return 1
-    except IntsmoothError as problem:
-        say(f"error: {problem}")
-        return 1
-    except OSError as problem:
-        say(f"error: {problem.filename or options.out}: {problem.strerror or problem}")
-        return 1
-    except (MemoryError, RuntimeError) as problem:
-        if not lacks_memory(problem):
-            raise
-        say("error: found too little memory; expected room for a batch: a smaller --batch or fewer --copies take less")
-        return 1
-    except KeyboardInterrupt:
+def run_training(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Run a program that trains; returns the exit status."""
+
+    def interrupted() -> str:
         if (options.out / CHECKPOINT).exists():
-            say("interrupted; --resume goes on after the last whole epoch")
-        else:
-            say("interrupted before the end of the first epoch; nothing is kept")
-        return 130
-    return 0
+            return "; --resume goes on after the last whole epoch"
+        return " before the end of the first epoch; nothing is kept"
 
-
-def lacks_memory(problem: Exception) -> bool:
-    """Whether it is for this that Python, PyTorch or a GPU's driver gave up."""
-    return isinstance(problem, MemoryError) or any(phrase in str(problem) for phrase in OUT_OF_MEMORY)
+    room = "room for a batch: a smaller --batch or fewer --copies take less"
+    return status_of(lambda: run(options), options.out, room=room, extra="train", interrupted=interrupted)
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def test_without_pytorch_one_line_names_the_extra(tmp_path: Path) -> None:
     done = run_without(tmp_path, "torch")
     assert done.returncode == 1 and done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert "pip install 'intsmooth_ref[train]'" in line and "pip install torch==2.13.0" in line
+    assert "pip install 'intsmooth_ref[train]'" in line
     assert not list(tmp_path.glob("*.h5"))
 
 

@@ -723,7 +723,7 @@ def test_a_finished_run_writes_a_lost_model_again(tmp_path: Path, capsys: pytest
 
 def test_few_images_are_not_all_held_out(tmp_path: Path) -> None:
     command = arguments(tmp_path)
-    options = train.argument_parser().parse_args(command)
+    options = train.train_parser().parse_args(command)
     options.held_out = None
     dataset = train.load_training_images(options.data)
     assert train.settings_of(options, dataset, "train", "").held_out == IMAGES // 10
