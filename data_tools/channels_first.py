@@ -15,12 +15,11 @@ In the end the float model is held against its source: `expect_agreement`.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, Callable, Collection, Iterator, Sequence, Union
+from typing import Any, Callable, Iterator, Sequence, Union
 
 import numpy as np
 
@@ -43,6 +42,7 @@ from intsmooth_ref.data_tools.float_model import (
     MaxPool,
     Pad,
     arrays,
+    free_name,
     output_shape,
 )
 from intsmooth_ref.errors import ModelFormatError, ParameterError
@@ -407,16 +407,6 @@ class FloatModelBuilder:
         shape = self._shapes[name] = output_shape(layer, self._shapes)
         self._layers[name] = layer
         return Tensor(name, shape_there or (shape[-1], *shape[:-1]), order_there)
-
-
-def free_name(wanted: str, taken: Collection[str]) -> str:
-    """A legal name of a layer that is not taken, as near to the wanted one as may be."""
-    name = stem = re.sub("[^A-Za-z0-9_.-]+", "_", wanted)[-90:].strip("_") or "layer"
-    count = 1
-    while name in taken:
-        count += 1
-        name = f"{stem}_{count}"
-    return name
 
 
 def _one_a_channel(values: Sequence[float], default: float, channels: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import IO, Callable, Iterator, Sequence, Union
 from intsmooth_ref.cli.messages import counted
 from intsmooth_ref.data_tools.program import check_output, show_progress, status_of
 from intsmooth_ref.dataset import IMAGE_SUFFIXES, MAX_BYTES, Dataset, save_dataset
-from intsmooth_ref.errors import DatasetError
+from intsmooth_ref.errors import DatasetError, reason_of
 
 Stream = Union[IO[bytes], BufferedIOBase]
 
@@ -130,8 +130,7 @@ def tar_members(content: bytes, wanted: Callable[[str], bool], where: str | Path
 
 
 def damaged(where: str | Path, problem: Exception) -> DatasetError:
-    reason = " ".join(str(problem).split())[:200] or type(problem).__name__
-    return DatasetError(f"{where}: found a damaged archive ({printable(reason)}); expected a whole one")
+    return DatasetError(f"{where}: found a damaged archive ({printable(reason_of(problem))}); expected a whole one")
 
 
 def checksum_line(name: str, content: bytes | memoryview) -> bytes:

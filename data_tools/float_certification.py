@@ -26,12 +26,12 @@ from scipy.special import ndtri
 from scipy.stats import beta
 
 from intsmooth_ref.certify.transcript import ABSTAIN
+from intsmooth_ref.dataset import FULL_SCALE
 from intsmooth_ref.errors import ModelFormatError
 
 #: Scores `(N, classes)` of float32 grey levels `(N, H, W, C)`: the base classifier.
 Scores = Callable[[np.ndarray], np.ndarray]
 
-FULL_SCALE = 255
 #: Samples that are drawn and computed at a time: few enough for a processor's cache, enough to keep it busy.
 BATCH = 128
 #: What NumPy's generators are seeded for, after the seed itself and before the image's index.

@@ -7,10 +7,11 @@ Whoever imports this module says `float_model.Conv2D`, for the integer layer has
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from functools import singledispatch
 from math import inf, isfinite, isnan, prod
-from typing import Any, ClassVar, Mapping, Sequence
+from typing import Any, ClassVar, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -217,6 +218,16 @@ def arrays(layer: FloatLayer) -> dict[str, np.ndarray]:
     """The arrays of a layer by the name of their field, without those that are None."""
     each = {item.name: getattr(layer, item.name) for item in fields(layer) if item.metadata}
     return {name: value for name, value in each.items() if value is not None}
+
+
+def free_name(wanted: str, taken: Collection[str]) -> str:
+    """A legal name of a layer that is not taken, as near to the wanted one as may be."""
+    name = stem = re.sub("[^A-Za-z0-9_.-]+", "_", wanted)[-90:].strip("_") or "layer"
+    count = 1
+    while name in taken:
+        count += 1
+        name = f"{stem}_{count}"
+    return name
 
 
 def _shapes(layers: Sequence[FloatLayer], class_names: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -33,8 +33,8 @@ from intsmooth_ref.data_tools.float_model import (
     MaxPool,
     Pad,
 )
+from intsmooth_ref.dataset import FULL_SCALE
 
-FULL_SCALE = 255
 OPSET, IR_VERSION = 17, 8
 #: The tensor of the images. Layers have no slashes in their names, so it is none of theirs.
 IMAGES = "grey/levels"

@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from math import isqrt
-from typing import Sequence, Union
+from typing import Union
 
 import numpy as np
 
@@ -43,6 +43,7 @@ from intsmooth_ref.data_tools.float_model import (
     Input,
     Linear,
     Pad,
+    free_name,
 )
 from intsmooth_ref.errors import ModelFormatError
 from intsmooth_ref.model.proof import MAX_ELEMENTS
@@ -63,15 +64,6 @@ def folded(model: FloatModel, input_mean: float | None = None) -> FloatModel:
     """
     without_norms = replace(model, layers=tuple(_without_batch_norms(model)))
     return replace(without_norms, layers=tuple(_with_plain_input(without_norms, input_mean)))
-
-
-def unused_name(base: str, names: Sequence[str]) -> str:
-    """`base`, or what it takes to differ from all names."""
-    name, number = base, 1
-    while name in names:
-        number += 1
-        name = f"{base}_{number}"
-    return name
 
 
 def _float32(layer: FloatLayer, values: np.ndarray) -> np.ndarray:
@@ -192,7 +184,7 @@ def _normalized_apart(model: FloatModel) -> list[FloatLayer]:
     names = [layer.name for layer in model.layers]
     ones = np.ones((source.shape[2], 1, 1, 1), np.float32)
     norm = Conv2D(
-        name=unused_name("normalized", names), inputs=(source.name,), weights=ones, groups=source.shape[2],
+        name=free_name("normalized", names), inputs=(source.name,), weights=ones, groups=source.shape[2],
     )  # fmt: skip
     readers = [
         replace(layer, inputs=tuple(norm.name if name == source.name else name for name in layer.inputs))

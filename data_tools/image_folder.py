@@ -39,7 +39,7 @@ from intsmooth_ref.cli.messages import counted
 from intsmooth_ref.data_tools.converter import MAX_PIXEL_BYTES, add_output, checksum_line, expect, printable, run
 from intsmooth_ref.data_tools.program import argument_parser, say, show_progress
 from intsmooth_ref.dataset import DEFAULT_SPLIT, IMAGE_SUFFIXES, Dataset
-from intsmooth_ref.errors import DatasetError
+from intsmooth_ref.errors import DatasetError, reason_of
 from intsmooth_ref.strict_hdf5 import NAME, NAME_RULE
 
 #: The only decoders that are let near a file, whatever its suffix says.
@@ -164,7 +164,7 @@ def decoded(content: bytes, form: Form) -> np.ndarray:
     except UnidentifiedImageError:
         raise UnreadableImage(f"found no image of a known format; expected one of {', '.join(FORMATS)}") from None
     except Exception as problem:  # a damaged file makes decoders raise anything
-        raise UnreadableImage(" ".join(str(problem).split()) or type(problem).__name__) from None
+        raise UnreadableImage(reason_of(problem)) from None
 
 
 def pixels(image: Image.Image, form: Form) -> np.ndarray:

@@ -10,7 +10,8 @@ from typing import Callable, Sequence
 from intsmooth_ref.cli.arguments import rational
 from intsmooth_ref.data_tools.converter import file_content
 from intsmooth_ref.data_tools.program import argument_parser, check_output, status_of
-from intsmooth_ref.data_tools.integer_builder import FULL_SCALE, ImportedModel, Normalization
+from intsmooth_ref.data_tools.integer_builder import ImportedModel, Normalization
+from intsmooth_ref.dataset import FULL_SCALE
 from intsmooth_ref.errors import ParameterError
 from intsmooth_ref.model.fingerprint import fingerprint
 from intsmooth_ref.model.hdf5 import save_model

@@ -26,8 +26,10 @@ from typing import Any, Callable, Mapping, Sequence
 import numpy as np
 
 from intsmooth_ref.data_tools import float_engine, float_model, quantization
-from intsmooth_ref.data_tools.channels_first import expect, free_name
+from intsmooth_ref.data_tools.channels_first import expect
 from intsmooth_ref.data_tools.converter import printable
+from intsmooth_ref.data_tools.float_model import free_name
+from intsmooth_ref.dataset import FULL_SCALE
 from intsmooth_ref.errors import ArithmeticRangeError, ModelFormatError
 from intsmooth_ref.fixedpoint import MULTIPLIER_MIN, SHIFT_MAX, quantize_multiplier
 from intsmooth_ref.model.graph import IntegerModel
@@ -52,7 +54,6 @@ from intsmooth_ref.model.layers import (
 )
 from intsmooth_ref.model.proof import MAX_ELEMENTS, MAX_EXTENT
 
-FULL_SCALE = 255
 
 #: Equation (2).
 SMALLEST_RATIO = Fraction(MULTIPLIER_MIN, 2**SHIFT_MAX)

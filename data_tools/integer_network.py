@@ -38,10 +38,10 @@ from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch.nn.functional import avg_pool2d, conv2d, linear, max_pool2d, pad
+from torch.nn.functional import avg_pool2d, conv2d, linear, max_pool2d
 
 from intsmooth_ref.data_tools.quantization import QuantizedWeights, quantize_weights, quantized_products
-from intsmooth_ref.data_tools.torch_network import as_array, as_tensor, state_name
+from intsmooth_ref.data_tools.torch_network import as_array, as_tensor, padded, state_name
 from intsmooth_ref.errors import ModelFormatError
 from intsmooth_ref.model.graph import IntegerModel
 from intsmooth_ref.model.layers import (
@@ -311,7 +311,7 @@ def sums(layer: Conv2D | Linear, steps: torch.Tensor, weights: torch.Tensor) -> 
     top, bottom, left, right = layer.padding
     symmetric = top == bottom and left == right
     return conv2d(
-        steps if symmetric else _padded(steps, layer.padding, 0), weights, None, layer.strides,
+        steps if symmetric else padded(steps, layer.padding, 0), weights, None, layer.strides,
         (top, left) if symmetric else 0, layer.dilation, layer.groups,
     )  # fmt: skip
 
@@ -381,11 +381,6 @@ def operate(layer: Layer, sources: Sources, *steps: torch.Tensor) -> torch.Tenso
     raise TypeError(f"no operator for {layer.kind}")
 
 
-def _padded(steps: torch.Tensor, padding: Sequence[int], value: float) -> torch.Tensor:
-    top, bottom, left, right = padding
-    return pad(steps, (left, right, top, bottom), value=value) if any(padding) else steps
-
-
 @operate.register
 def _(layer: InputQuantization, sources: Sources, images: torch.Tensor) -> torch.Tensor:
     grey = images.permute(0, 3, 1, 2)
@@ -409,14 +404,14 @@ def _(layer: Concat, sources: Sources, *steps: torch.Tensor) -> torch.Tensor:
 @operate.register
 def _(layer: MaxPool, sources: Sources, steps: torch.Tensor) -> torch.Tensor:
     lowest = INTEGER_RANGES[sources[0].dtype][0] - sources[0].zero_point
-    return max_pool2d(_padded(steps, layer.padding, lowest), layer.kernel, layer.strides)
+    return max_pool2d(padded(steps, layer.padding, lowest), layer.kernel, layer.strides)
 
 
 @operate.register
 def _(layer: AveragePool, sources: Sources, steps: torch.Tensor) -> torch.Tensor:
-    total = _pool_sums(_padded(steps.double(), layer.padding, 0), layer)
+    total = _pool_sums(padded(steps.double(), layer.padding, 0), layer)
     ones = torch.ones((1, 1, *steps.shape[2:]), dtype=torch.float64, device=steps.device)
-    count = _pool_sums(_padded(ones, layer.padding, float(layer.count_include_pad)), layer)
+    count = _pool_sums(padded(ones, layer.padding, float(layer.count_include_pad)), layer)
     exact = (2 * total.detach().long() + count.long()) // (2 * count.long())
     return straight_through((total / count).float(), exact)
 
@@ -438,7 +433,7 @@ def _(layer: Clamp, sources: Sources, steps: torch.Tensor) -> torch.Tensor:
 
 @operate.register
 def _(layer: Pad, sources: Sources, steps: torch.Tensor) -> torch.Tensor:
-    return _padded(steps, layer.padding, 0)
+    return padded(steps, layer.padding, 0)
 
 
 @operate.register

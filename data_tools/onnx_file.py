@@ -17,7 +17,7 @@ import numpy as np
 
 from intsmooth_ref.data_tools.channels_first import expect, located, same_padding
 from intsmooth_ref.data_tools.converter import file_content, printable
-from intsmooth_ref.errors import ModelFormatError, ParameterError
+from intsmooth_ref.errors import ModelFormatError, ParameterError, reason_of
 from intsmooth_ref.model.proof import MAX_ELEMENTS, MAX_EXTENT, MAX_LAYERS
 
 if TYPE_CHECKING:
@@ -368,4 +368,4 @@ def listed(names: Sequence[str]) -> str:
 
 
 def one_line(problem: Exception) -> str:
-    return printable(" ".join(str(problem).split())[:200])
+    return printable(reason_of(problem))

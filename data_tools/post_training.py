@@ -41,8 +41,8 @@ from intsmooth_ref.data_tools.calibration import (
     min_max,
     values_of,
 )
-from intsmooth_ref.data_tools.float_model import FloatLayer, FloatModel
-from intsmooth_ref.data_tools.folding import folded, unused_name
+from intsmooth_ref.data_tools.float_model import FloatLayer, FloatModel, free_name
+from intsmooth_ref.data_tools.folding import folded
 from intsmooth_ref.data_tools.quantization import widened
 from intsmooth_ref.errors import ArithmeticRangeError
 from intsmooth_ref.model import layers as integer
@@ -281,7 +281,7 @@ def _input_layers(
     if not steps:
         return [first], {layer.name: _Source(layer.name, pixels, layer.shape)}
     centred = replace(pixels, zero_point=pixels.zero_point + steps)
-    name = unused_name(f"{layer.name}_centred", names)
+    name = free_name(f"{layer.name}_centred", names)
     table = integer.LookupTable(name=name, inputs=(layer.name,), table=np.arange(256, dtype=np.int16), output=centred)
     names.append(name)
     return [first, table], {layer.name: _Source(name, centred, layer.shape)}
@@ -295,7 +295,7 @@ def _on_one_grid(
     moved = []
     for index, source in enumerate(sources):
         if (source.grid.scale, source.grid.zero_point) != (grid.scale, grid.zero_point):
-            names.append(unused_name(f"{concat}_input{index}", names))
+            names.append(free_name(f"{concat}_input{index}", names))
             made.append(quantization.requantize(names[-1], source.name, source.grid, grid))
             source = _Source(names[-1], grid, source.shape)
         moved.append(source)

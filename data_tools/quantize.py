@@ -29,7 +29,7 @@ from intsmooth_ref.data_tools.float_file import load_float_model
 from intsmooth_ref.data_tools.float_model import FloatModel
 from intsmooth_ref.data_tools.folding import folded
 from intsmooth_ref.data_tools.post_training import fused_clamps, quantized
-from intsmooth_ref.dataset import Dataset, load_dataset
+from intsmooth_ref.dataset import FULL_SCALE, Dataset, load_dataset
 from intsmooth_ref.engine import Engine
 from intsmooth_ref.engine.known_answers import make_known_answers
 from intsmooth_ref.errors import ParameterError
@@ -37,8 +37,6 @@ from intsmooth_ref.model.fingerprint import fingerprint
 from intsmooth_ref.model.graph import IntegerModel
 from intsmooth_ref.model.hdf5 import save_model
 
-#: Grey levels in full scale, the unit of `--sigma`.
-FULL_SCALE = 255
 
 #: Images of the report, and how many are computed at once, all tensors of the float network kept.
 REPORT_IMAGES, REPORT_BATCH = 128, 8

@@ -19,7 +19,7 @@ import numpy as np
 
 from intsmooth_ref.data_tools.channels_first import FloatModelBuilder, Operand, Tensor, expect, located, same_padding
 from intsmooth_ref.data_tools.float_model import FloatModel
-from intsmooth_ref.errors import ModelFormatError, ParameterError
+from intsmooth_ref.errors import ModelFormatError, ParameterError, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -80,13 +80,9 @@ def _traced(module: torch.nn.Module) -> torch.fx.GraphModule:
         return torch.fx.symbolic_trace(module)
     except Exception as problem:  # any, for the module's own code runs
         raise ParameterError(
-            f"module {type(module).__name__}: found none that can be traced ({_one_line(problem)}); "
+            f"module {type(module).__name__}: found none that can be traced ({reason_of(problem)}); "
             "expected control flow that does not depend on the image"
         ) from None
-
-
-def _one_line(problem: Exception) -> str:
-    return " ".join(str(problem).split())[:200]
 
 
 def _before_softmax(traced: torch.fx.GraphModule) -> tuple[torch.fx.Node, str, Any]:
@@ -123,7 +119,7 @@ def _scores(
     try:
         same = torch.equal(interpreter.run(images), module(images))
     except Exception as problem:  # any, for the module's own code runs
-        raise ModelFormatError(f"found no scores ({_one_line(problem)}); expected some") from None
+        raise ModelFormatError(f"found no scores ({reason_of(problem)}); expected some") from None
     expect(same, "scores other than those of its trace", "a module that does the same each time, and no hooks")
     scores: np.ndarray = interpreter.env[last].numpy()
     return scores
@@ -176,7 +172,7 @@ def _result(
         with located(what):
             result = operation(builder, node.name, *args, **kwargs)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as problem:
-        unusual = f"found {what} with unusual arguments ({_one_line(problem)})"  # a tensor for a number, and the like
+        unusual = f"found {what} with unusual arguments ({reason_of(problem)})"  # a tensor for a number, and the like
         raise ModelFormatError(f"{unusual}; expected its usual ones") from None
     if kwargs.get("inplace") or what in _IN_PLACE or what.endswith("_"):
         values[node.all_input_nodes[0]] = result
@@ -202,7 +198,7 @@ def _computed(traced: torch.fx.GraphModule, node: torch.fx.Node, args: Any, kwar
             return getattr(args[0], node.target)(*args[1:], **kwargs)
         return node.target(*args, **kwargs)
     except Exception as problem:  # any, for the module's own code runs
-        reason = _one_line(problem)
+        reason = reason_of(problem)
         raise ModelFormatError(f"found constants that do not go together ({reason}); expected others") from None
 
 

@@ -42,10 +42,9 @@ from intsmooth_ref.data_tools.float_model import (
     Pad,
     arrays,
 )
+from intsmooth_ref.dataset import FULL_SCALE
 from intsmooth_ref.errors import ParameterError
 from intsmooth_ref.model.layers import Layer
-
-FULL_SCALE = 255
 
 #: How far a batch norm's statistics move to those of a batch: PyTorch's own choice.
 MOMENTUM = 0.1
@@ -157,7 +156,7 @@ def _(layer: Input, network: TorchNetwork, images: Tensor) -> Tensor:
 def _(layer: Conv2D, network: TorchNetwork, x: Tensor) -> Tensor:
     padding = _symmetric(layer.padding)
     if padding is None:
-        x, padding = _padded(x, layer.padding), (0, 0)
+        x, padding = padded(x, layer.padding), (0, 0)
     weights, bias = network.state_of(layer, "weights"), network.bias_of(layer)
     return functional.conv2d(x, weights, bias, layer.strides, padding, layer.dilation, layer.groups)
 
@@ -201,15 +200,15 @@ def _(layer: Concat, network: TorchNetwork, *sources: Tensor) -> Tensor:
 
 @operate.register
 def _(layer: MaxPool, network: TorchNetwork, x: Tensor) -> Tensor:
-    return functional.max_pool2d(_padded(x, layer.padding, -inf), layer.kernel, layer.strides)
+    return functional.max_pool2d(padded(x, layer.padding, -inf), layer.kernel, layer.strides)
 
 
 @operate.register
 def _(layer: AveragePool, network: TorchNetwork, x: Tensor) -> Tensor:
-    means = functional.avg_pool2d(_padded(x, layer.padding), layer.kernel, layer.strides)
+    means = functional.avg_pool2d(padded(x, layer.padding), layer.kernel, layer.strides)
     if layer.count_include_pad:
         return means
-    pixels = _padded(torch.ones_like(x[:1, :1]), layer.padding)
+    pixels = padded(torch.ones_like(x[:1, :1]), layer.padding)
     return means / functional.avg_pool2d(pixels, layer.kernel, layer.strides)
 
 
@@ -220,7 +219,7 @@ def _(layer: GlobalAveragePool, network: TorchNetwork, x: Tensor) -> Tensor:
 
 @operate.register
 def _(layer: Pad, network: TorchNetwork, x: Tensor) -> Tensor:
-    return _padded(x, layer.padding)
+    return padded(x, layer.padding)
 
 
 @operate.register
@@ -234,6 +233,6 @@ def _symmetric(padding: Sequence[int]) -> tuple[int, int] | None:
     return (top, left) if (top, left) == (bottom, right) else None
 
 
-def _padded(x: Tensor, padding: Sequence[int], value: float = 0.0) -> Tensor:
+def padded(x: Tensor, padding: Sequence[int], value: float = 0.0) -> Tensor:
     top, bottom, left, right = padding
     return functional.pad(x, (left, right, top, bottom), value=value) if any(padding) else x

@@ -34,7 +34,6 @@ import argparse
 import copy
 import hashlib
 import json
-import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +42,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from fractions import Fraction
 from functools import partial
+from io import BytesIO
 from math import cos, inf, isfinite, pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
@@ -58,8 +58,9 @@ from intsmooth_ref.data_tools.augmentation import HELD_OUT, TRAINING, Epoch, aug
 from intsmooth_ref.data_tools.float_file import load_float_model, save_float_model
 from intsmooth_ref.data_tools.float_model import FloatModel
 from intsmooth_ref.data_tools.program import argument_parser, say, status_of
-from intsmooth_ref.dataset import Dataset, load_dataset
+from intsmooth_ref.dataset import FULL_SCALE, Dataset, load_dataset
 from intsmooth_ref.errors import DatasetError, ParameterError
+from intsmooth_ref.new_files import write_whole
 from intsmooth_ref.noise.distributions import discrete_gaussian
 from intsmooth_ref.noise.sampler import SEEDS, NoiseTable, noise_table
 from intsmooth_ref.strict_hdf5 import SIGNATURE
@@ -71,7 +72,6 @@ FORMAT = "intsmooth-ref training 3"
 PROGRAM = "train"
 CHECKPOINT, LOG, FLOAT_MODEL = "checkpoint.pt", "log.jsonl", "float.h5"
 
-FULL_SCALE = 255
 MOMENTUM = 0.9
 #: Of the steps, while the learning rate rises.
 WARM_UP = 0.1
@@ -400,16 +400,10 @@ def save_checkpoint(folder: Path, settings: Settings, state: State) -> None:
         "records": state.records,
     }
     lines = "".join(json.dumps(record) + "\n" for record in state.records)
-    _replace(folder / CHECKPOINT, lambda path: torch.save(content, path))
-    _replace(folder / LOG, lambda path: path.write_text(lines, encoding="ascii"))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    scratch = path.with_name(path.name + ".part")
-    write(scratch)
-    with scratch.open("rb") as file:
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    stored = BytesIO()
+    torch.save(content, stored)
+    write_whole(folder / CHECKPOINT, stored.getvalue())
+    write_whole(folder / LOG, lines.encode("ascii"))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -19,8 +19,11 @@ import numpy as np
 
 from . import strict_hdf5
 from .class_names import CLASS_NAME_RULE, is_class_name
-from .errors import DatasetError
+from .errors import DatasetError, reason_of
 from .strict_hdf5 import Array, Attribute, Group, GroupReader
+
+#: Of an 8-bit image, in grey levels.
+FULL_SCALE = 255
 
 FORMAT = "intsmooth-ref images"
 FORMAT_VERSION = 1
@@ -237,8 +240,8 @@ def load_dataset(path: str | os.PathLike[str], split: str | None = None) -> Data
     try:
         return _load_npy(name) if suffix == ".npy" else _load_npz(name)
     except NUMPY_FILE_ERRORS as problem:
-        reason = " ".join(str(problem).split())[:200]
-        raise DatasetError(f"{name}: found a NumPy file that cannot be read ({reason}); expected a whole one") from None
+        found = f"a NumPy file that cannot be read ({reason_of(problem)})"
+        raise DatasetError(f"{name}: found {found}; expected a whole one") from None
 
 
 def _load_npy(path: str) -> Dataset:

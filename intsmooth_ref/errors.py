@@ -31,3 +31,8 @@ class TranscriptError(IntsmoothError):
 
 class VectorFormatError(IntsmoothError):
     """A file of known-answer vectors breaks a rule of its format, or does not belong to what it is held against."""
+
+
+def reason_of(problem: Exception) -> str:
+    """What another library says of a problem: one line, shortened, to stand in an error of ours."""
+    return " ".join(str(problem).split())[:200] or type(problem).__name__

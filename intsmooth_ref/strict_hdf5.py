@@ -25,7 +25,7 @@ from typing import Any, Iterator, Mapping, NoReturn, Sequence, Union
 
 import numpy as np
 
-from .errors import IntsmoothError
+from .errors import IntsmoothError, reason_of
 from .new_files import write_whole
 
 Attribute = Union[int, float, str, "tuple[str, ...]", np.ndarray]
@@ -85,7 +85,7 @@ def write(
         image = _file_image(group, floats)
         seal = f"intsmooth-ref seal 1 {hashlib.sha256(image).hexdigest()}\n".encode("ascii")
     except ValueError as problem:
-        raise error(f"{os.fspath(path)}: cannot be written: {_one_line(problem)}") from None
+        raise error(f"{os.fspath(path)}: cannot be written: {reason_of(problem)}") from None
     write_whole(path, image + seal, error)
 
 
@@ -198,7 +198,7 @@ def read(
             file.close()
     except LIBRARY_ERRORS as problem:
         what = "truncated" if "truncated" in str(problem) else "damaged"
-        reason = _one_line(problem)
+        reason = reason_of(problem)
         raise error(f"{name}: {reader.where}: found a {what} HDF5 file ({reason}); expected a whole one") from None
 
 
@@ -211,10 +211,6 @@ def _opened(image: bytes) -> Any:
     access.set_file_image(image)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
     return h5py.h5f.open(_memory_name().encode("ascii"), h5py.h5f.ACC_RDONLY, access)
-
-
-def _one_line(problem: Exception) -> str:
-    return " ".join(str(problem).split())[:200]
 
 
 def _file_content(path: str, error: type[IntsmoothError], max_bytes: int) -> bytes:

@@ -743,6 +743,21 @@ def test_known_answers_take_no_more_of_a_file_than_the_weights_of_a_small_networ
         assert found.shape == (expected, side, side, 3) and (expected == 1 or found.nbytes <= 1 << 14)
 
 
+def test_a_layer_that_is_added_has_a_legal_name_whatever_the_longest_name_is() -> None:
+    long = "x" * 100  # as long as a name may be
+    for means in ((0.5, 0.5, 0.5), (0.4, 0.5, 0.6)):  # a table, and a convolution of one tap
+        model = residual(mean=means, deviation=USUAL["deviation"])
+        renamed = [
+            replace(
+                layer, name=long if layer.name == model.input.name else layer.name,
+                inputs=tuple(long if name == model.input.name else name for name in layer.inputs),
+            )
+            for layer in model.layers
+        ]  # fmt: skip
+        integers = quantized(FloatModel(tuple(renamed)), pictures(16))
+        assert len(integers.layers) == len(quantized(model, pictures(16)).layers)
+
+
 def test_no_program_replaces_what_it_reads(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("float.h5", "data.h5"):
         before = (files / name).read_bytes()

@@ -27,15 +27,13 @@ from functools import lru_cache, partial
 from math import isqrt, log
 from numbers import Integral
 
+from ..dataset import FULL_SCALE
 from ..errors import ParameterError
 from ..interval import Interval, normal_cdf
 from .binomial import fair_tail_at_most, smallest_trials, tail_at_most
 
 #: Votes are numbered with 32 bits.
 TRIALS_MAX = 2**32
-
-#: Full scale of an 8-bit image, in grey levels.
-FULL_SCALE = 255
 
 #: No guess goes beyond so many sigma or scale: the largest float below 1 is reached by (1) at 8.3, by (2) at 36.1.
 GUESS_LIMIT = 37

@@ -19,6 +19,7 @@ from typing import Callable, Mapping, Sequence, Union
 
 import numpy as np
 
+from ..dataset import FULL_SCALE
 from ..engine import Engine
 from ..errors import DatasetError, ParameterError
 from ..machine import cpu_model, versions
@@ -29,7 +30,7 @@ from ..noise.sampler import ESTIMATION, PREDICTION, SELECTION, check_addresses, 
 from .binomial import two_sided_p_value_at_most
 from .norms import Radii, radii_from_l1, radii_from_l2
 from .procedure import DISTRIBUTIONS, Procedure, Rule, remaining_alpha
-from .radius import FULL_SCALE, budget_at_least, radius_text
+from .radius import budget_at_least, radius_text
 from .transcript import ABSTAIN, MAJORITY, CertificateDocument, Decision, ImageReference, Noise, Stage
 from .votes import NoisyClassifier, Tally
 
